@@ -1,0 +1,66 @@
+"""Find out whether one language-model design beats another: experiments in MLX, configured by Hydra.
+
+From a notebook::
+
+    import lmxexp
+
+    cfg = lmxexp.compose(["attention=mha", "train.steps=100"])
+    result = lmxexp.run(cfg)
+    trained = lmxexp.load(result.run_dir)
+
+Names are imported when they are first used, so ``import lmxexp`` costs next to nothing.
+"""
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from lmxexp import blas
+
+if TYPE_CHECKING:
+    from lmxexp.compose import compose
+    from lmxexp.run import build_model, load, run
+
+    __version__: str
+
+__all__ = ["__version__", "build_model", "compose", "load", "run"]
+
+# A fast BLAS has to be in the process before mlx.core is, and every import of ours passes here first.
+blas.load()
+
+_HOME = {"compose": "lmxexp.compose", "build_model": "lmxexp.run", "load": "lmxexp.run", "run": "lmxexp.run"}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("lmxexp")
+        except PackageNotFoundError:  # used from a directory, not installed
+            return "unknown"
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """Keeps ``lmxexp.run`` and ``lmxexp.compose`` the functions.
+
+    Importing a file of a package puts the module into the package under the file's name, which here would hide the
+    function of that name. ``from lmxexp.run import …`` works all the same.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

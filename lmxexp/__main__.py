@@ -1,0 +1,119 @@
+"""``python -m lmxexp`` and the command ``lmxexp``: compose a configuration from the command line and run it."""
+
+import os
+import sys
+
+from lmxexp.cli import arguments, errors
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; the exit code.
+
+    Args:
+        argv: arguments without the program's name; None: those of the process.
+    """
+    typed = sys.argv[1:] if argv is None else argv
+    full_argv = [sys.argv[0], *typed]
+    before = list(sys.argv)
+    hydra_prints = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints what goes wrong, and leaves
+    try:
+        return _main(typed, full_argv)
+    except KeyboardInterrupt:
+        print("\nlmxexp: stopped by Ctrl-C", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `lmxexp --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        wanted = errors.traceback_wanted(typed)
+        errors.report(errors.describe(error), error if wanted else None)
+        return 1
+    finally:
+        sys.argv[:] = before
+        if hydra_prints is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+
+
+def _main(typed: list[str], full_argv: list[str]) -> int:
+    # `_target_: my_module.MyAttention` in the directory where one stands, as `python -m` has it.
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    line = arguments.read(typed)
+    if line.has("--version"):
+        import lmxexp
+
+        print(f"lmxexp {lmxexp.__version__}")
+        return 0
+    if line.has("-h", "--help"):
+        from lmxexp.cli.help import text
+
+        print(text(line.config_dir))
+        return 0
+    if line.has("-sc", "--shell-completion"):
+        line = arguments.of_completion(line, os.environ.get("COMP_LINE", ""))
+    elif line.config_dir is not None:
+        _warn_of_shadowed(line)
+    return _hydra(line, full_argv)
+
+
+def _hydra(line: arguments.CommandLine, full_argv: list[str]) -> int:
+    import hydra
+    from hydra.errors import HydraException
+
+    from lmxexp.cli import resume, sweeps
+    from lmxexp.cli.conf import conf_dir
+    from lmxexp.cli.point import Points
+    from lmxexp.compose import CONFIG_NAME, VERSION_BASE, install, started
+
+    install()
+    points = Points(full_argv, traceback=errors.traceback_wanted(line.overrides))
+    if line.runs and any(o.lstrip("+").startswith("resume=") for o in line.overrides):
+        with started(line.config_dir, line.config_path):
+            points.plan = resume.plan(line.overrides)
+        if points.plan is not None:
+            if line.multirun:
+                errors.refuse(f"resume={points.plan.run_dir} continues one run: leave --multirun out")
+            # Nothing is created: neither another directory nor a second record in that one.
+            directory = str(points.plan.run_dir).replace("\\", "\\\\").replace("'", "\\'")
+            line.overrides = [*points.plan.for_hydra, f"hydra.run.dir='{directory}'", "hydra.output_subdir=null"]
+    elif line.runs and line.multirun:
+        with started(line.config_dir, line.config_path):
+            line.overrides.append(sweeps.directory_names(line.overrides))
+    sys.argv[:] = ["lmxexp", *line.argv()]
+    try:
+        hydra.main(version_base=VERSION_BASE, config_path=str(conf_dir()), config_name=CONFIG_NAME)(points)()
+    except SystemExit as stop:
+        if points.outcomes:
+            return points.finish()
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except (HydraException, ValueError) as error:
+        if points.outcomes or errors.is_config_error(error):
+            raise
+        with started(line.config_dir, line.config_path) as ours:
+            from lmxexp.cli.explain import explain
+
+            name = line.values.get("--config-name", CONFIG_NAME)
+            problems = explain(
+                error, line.overrides, ours.config_loader, config_name=name, multirun=line.multirun or not line.runs
+            )
+        if not problems:
+            raise
+        errors.refuse(problems)
+    return points.finish()
+
+
+def _warn_of_shadowed(line: arguments.CommandLine) -> None:
+    from lmxexp.cli.conf import shadowed
+
+    assert line.config_dir is not None
+    if line.config_dir.is_dir() and (names := shadowed(line.config_dir)):
+        print(
+            f"lmxexp: warning: --config-dir={line.config_dir}: {', '.join(names)} have the name of a file of ours,"
+            " which is the one that is used: give yours another name",
+            file=sys.stderr,
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

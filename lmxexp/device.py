@@ -1,0 +1,88 @@
+"""What MLX runs on, and the memory it uses there.
+
+Memory is in units of 1e9 bytes everywhere. MLX reports other keys for other devices (Metal a recommended working set,
+CUDA the total memory, the CPU neither), so each is asked for, and None where it is not known.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from typing import Any
+
+import mlx.core as mx
+
+GB = 1e9
+
+
+def is_gpu() -> bool:
+    """Whether MLX's default device is a GPU."""
+    return mx.default_device().type == mx.gpu
+
+
+def recommended_memory_gb() -> float | None:
+    """The most that a run should use of the default device's memory: above it a Mac swaps or freezes.
+
+    Metal's recommended working set, or all the memory of a CUDA device; None for a CPU, of which MLX says nothing.
+    """
+    if not is_gpu():
+        return None
+    info = mx.device_info(mx.default_device())
+    size = info.get("max_recommended_working_set_size") or info.get("total_memory")
+    return int(size) / GB if size else None
+
+
+def reset_peak_memory() -> None:
+    """Starts a new measurement: peaks are the process's otherwise, and a sweep's jobs may share one."""
+    mx.reset_peak_memory()
+
+
+def peak_memory_gb() -> float:
+    """The most memory that MLX's arrays took since the last reset."""
+    return mx.get_peak_memory() / GB
+
+
+def clear_cache() -> None:
+    """Gives the memory that MLX keeps for later arrays back to the system."""
+    mx.clear_cache()
+
+
+def device_info() -> dict[str, Any]:
+    """The machine, for a run's record: plain values that go into JSON, None where unknown."""
+    info = mx.device_info(mx.default_device())
+    size = info.get("memory_size") or info.get("total_memory")
+    return {
+        "default_device": str(mx.default_device()),
+        "backend": _backend(),
+        "name": info.get("device_name"),
+        "architecture": info.get("architecture"),
+        "memory_gb": int(size) / GB if size else _host_memory_gb(),
+        "recommended_memory_gb": recommended_memory_gb(),
+        "cpu": mx.device_info(mx.cpu).get("device_name") or platform.processor() or None,
+        "cpu_cores": _cpu_cores(),
+        "os": platform.platform(),
+        "python": platform.python_version(),
+    }
+
+
+def _backend() -> str:
+    if not is_gpu():
+        return "cpu"
+    if mx.metal.is_available():
+        return "metal"
+    return "cuda" if mx.cuda.is_available() else "gpu"
+
+
+def _cpu_cores() -> int | None:
+    # A container or a batch system may give this process fewer cores than the machine has.
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
+def _host_memory_gb() -> float | None:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GB
+    except (ValueError, OSError, AttributeError):  # names that this system does not have
+        return None

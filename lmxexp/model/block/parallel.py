@@ -1,0 +1,28 @@
+"""Both sublayers side by side."""
+
+from typing import Any
+
+import mlx.core as mx
+
+from lmxexp.interfaces import Aux, Factory
+from lmxexp.model.block.residual import ResidualBlock
+
+
+class Parallel(ResidualBlock):
+    """``x + mixer(norm(x)) + ffn(norm(x))`` with one norm.
+
+    Source: Wang & Komatsuzaki 2021, "GPT-J-6B"; Chowdhery et al. 2022, "PaLM", section 2.
+    """
+
+    def make_norms(self, d_model: int, norm: Factory) -> None:
+        self.input_layernorm = norm(d_model)
+
+    def __call__(self, x: mx.array, *, cache: Any = None, segment_ids: mx.array | None = None) -> tuple[mx.array, Aux]:
+        aux: Aux = {}
+        h = self.input_layernorm(x)
+        if self.self_attn is not None:
+            x = x + self.dropout(self.mix(h, cache, segment_ids))
+        if self.mlp is not None:
+            y, aux = self.mlp(h)
+            x = x + self.dropout(y)
+        return x, aux

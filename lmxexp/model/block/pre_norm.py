@@ -1,0 +1,30 @@
+"""Norms before the sublayers."""
+
+from typing import Any
+
+import mlx.core as mx
+
+from lmxexp.interfaces import Aux, Factory
+from lmxexp.model.block.residual import ResidualBlock
+
+
+class PreNorm(ResidualBlock):
+    """``x + f(norm(x))`` for the mixer, then for the feed-forward.
+
+    Source: Xiong et al. 2020, "On Layer Normalization in the Transformer Architecture", figure 1b.
+    """
+
+    def make_norms(self, d_model: int, norm: Factory) -> None:
+        if self.self_attn is not None:
+            self.input_layernorm = norm(d_model)
+        if self.mlp is not None:
+            self.post_attention_layernorm = norm(d_model)
+
+    def __call__(self, x: mx.array, *, cache: Any = None, segment_ids: mx.array | None = None) -> tuple[mx.array, Aux]:
+        aux: Aux = {}
+        if self.self_attn is not None:
+            x = x + self.dropout(self.mix(self.input_layernorm(x), cache, segment_ids))
+        if self.mlp is not None:
+            y, aux = self.mlp(self.post_attention_layernorm(x))
+            x = x + self.dropout(y)
+        return x, aux

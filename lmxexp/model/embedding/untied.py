@@ -1,0 +1,25 @@
+"""Token embedding and output head, apart."""
+
+import mlx.core as mx
+import mlx.nn as nn
+
+
+class UntiedEmbedding(nn.Module):
+    """Two ``(V, D)`` matrices, one to embed tokens and one to give logits."""
+
+    def __init__(self, vocab_size: int, d_model: int):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(vocab_size, d_model)
+        self.lm_head = nn.Linear(d_model, vocab_size, bias=False)
+
+    def embed(self, tokens: mx.array) -> mx.array:
+        """``(B, L) -> (B, L, D)``."""
+        return self.embed_tokens(tokens)
+
+    def logits(self, h: mx.array) -> mx.array:
+        """``(B, L, D) -> (B, L, V)``."""
+        return self.lm_head(h)
+
+    def head_size(self) -> int:
+        """Weights of the product that gives the logits, beyond those of ``nn.Linear`` modules."""
+        return 0

@@ -1,0 +1,39 @@
+"""Gated feed-forward."""
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from lmxexp.interfaces import Aux
+from lmxexp.ops.activation import Activation
+from lmxexp.ops.activation import activation as activation_by_name
+
+
+class GatedLinearUnit(nn.Module):
+    """``down(activation(gate(x)) * up(x))``: SwiGLU with silu, GEGLU with gelu.
+
+    Args:
+        d_model: width of input and output.
+        d_ff: hidden width; None: ``8/3 d_model`` to the nearest multiple of 16, which gives the three matrices as
+            many weights as the two of an MLP of hidden width ``4 d_model``.
+        activation: of the gate, see `lmxexp.ops.activation`.
+        bias: whether the three layers have biases.
+
+    Shapes:
+        ``(B, L, D) -> (B, L, D)``.
+
+    Cost:
+        ``3 d_model d_ff`` weights.
+
+    Source: Shazeer 2020, "GLU Variants Improve Transformer", eq. 6.
+    """
+
+    def __init__(self, d_model: int, d_ff: int | None = None, activation: Activation = "silu", bias: bool = False):
+        super().__init__()
+        d_ff = d_ff or max(16, round(8 * d_model / 3 / 16) * 16)
+        self.activation = activation_by_name(activation)
+        self.gate_proj = nn.Linear(d_model, d_ff, bias=bias)
+        self.up_proj = nn.Linear(d_model, d_ff, bias=bias)
+        self.down_proj = nn.Linear(d_ff, d_model, bias=bias)
+
+    def __call__(self, x: mx.array) -> tuple[mx.array, Aux]:
+        return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x)), {}

@@ -1,0 +1,19 @@
+"""One standard deviation for all."""
+
+import mlx.nn as nn
+
+from lmxexp.model.init.law import NormalLaw, positive
+
+
+class NormalInit(NormalLaw):
+    """Every matrix normal with the same standard deviation.
+
+    Args:
+        std: the standard deviation.
+    """
+
+    def __init__(self, std: float = 0.02):
+        self.std = positive("std", std)
+
+    def std_of(self, path: str, module: nn.Linear | nn.Embedding, n_layers: int) -> float:
+        return self.std

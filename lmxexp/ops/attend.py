@@ -1,0 +1,74 @@
+"""Softmax attention as a pure function."""
+
+from collections.abc import Callable
+
+import mlx.core as mx
+
+
+def attend(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    *,
+    scale: float,
+    mask: mx.array | None = None,
+    bias: mx.array | None = None,
+    softcap: Callable[[mx.array], mx.array] | None = None,
+    dropout: float = 0.0,
+) -> mx.array:
+    """Softmax attention; causal where no mask is given.
+
+    The fused kernel does it unless the scores themselves are wanted (bias, softcap, dropout): then they are computed
+    plainly, in fp32 from the product on.
+
+    Args:
+        scale: what the scores are multiplied by, usually ``head_dim ** -0.5``.
+        mask: boolean, True where a query may look; None: causal, the queries being the last positions of the keys.
+            Boolean and not additive, because an fp32 mask raises beside bf16 queries and a sum of masks can
+            unmask the future.
+        bias: added to the scaled scores, fp32.
+        softcap: applied to the scaled scores, before bias and mask.
+        dropout: probability of dropping an attention weight; 0 outside training.
+
+    Shapes:
+        q ``(B, H, L, C)``, k and v ``(B, K, S, C)`` with H a multiple of K, mask ``(L, S)`` or ``(B, 1, L, S)``,
+        bias ``(H, L, S)``; returns ``(B, H, L, C)``.
+
+    Source: Vaswani et al. 2017, "Attention Is All You Need", eq. 1.
+    """
+    if bias is None and softcap is None and dropout == 0.0:
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask="causal" if mask is None else mask)
+    return _attend_plainly(q, k, v, scale=scale, mask=mask, bias=bias, softcap=softcap, dropout=dropout)
+
+
+def _attend_plainly(q, k, v, *, scale, mask, bias, softcap, dropout):
+    B, H, L, C = q.shape
+    K, S = k.shape[1:3]
+    q = q.reshape(B, K, H // K, L, C)
+    scores = (q @ k[:, :, None].swapaxes(-1, -2)).astype(mx.float32) * scale  # (B, K, H/K, L, S)
+    if softcap is not None:
+        scores = softcap(scores)
+    if bias is not None:
+        scores = scores + bias.reshape(K, H // K, L, S)
+    if mask is None:
+        mask = causal_mask(L, S)
+    scores = mx.where(mask if mask.ndim == 2 else mask[:, :, None], scores, -mx.inf)
+    weights = mx.softmax(scores, axis=-1)
+    if dropout > 0.0:
+        keep = mx.random.bernoulli(1.0 - dropout, weights.shape)
+        weights = mx.where(keep, weights / (1.0 - dropout), 0.0)
+    return (weights.astype(v.dtype) @ v[:, :, None]).reshape(B, H, L, C)
+
+
+def causal_mask(n_q: int, n_k: int, *, window: int | None = None) -> mx.array:
+    """``(n_q, n_k)`` boolean: the last ``n_q`` of ``n_k`` positions see themselves and what lies before, at most
+    ``window`` positions with their own."""
+    query = mx.arange(n_k - n_q, n_k)[:, None]
+    key = mx.arange(n_k)[None]
+    mask = key <= query
+    return mask if window is None else mask & (query - key < window)
+
+
+def segment_mask(segment_ids: mx.array) -> mx.array:
+    """``(B, L)`` ids to ``(B, 1, L, L)`` boolean: True within one segment."""
+    return (segment_ids[:, :, None] == segment_ids[:, None, :])[:, None]

@@ -1,0 +1,86 @@
+"""Loss over the whole validation split."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+
+from lmxexp.interfaces import Batch, Loss, Source
+from lmxexp.model.language_model import LanguageModel
+from lmxexp.ops.trees import number
+from lmxexp.train.precision import cast
+from lmxexp.train.sentinel import CompileSentinel
+from lmxexp.train.step import to_arrays
+
+
+class Evaluator:
+    """``evaluator()`` gives the metrics of the model as it is now.
+
+    Compiled apart from the training step: whether a module is in training mode is a constant of the trace.
+
+    Args:
+        model: evaluated without dropout.
+        loss: called for its ``nll``, ``n_targets`` and ``n_correct``.
+        source: its ``eval_batches``, all of them.
+        compute_dtype: parameters are cast to it; None: as they are.
+        compile: whether to compile.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        loss: Loss,
+        source: Source,
+        *,
+        compute_dtype: mx.Dtype | None = None,
+        compile: bool = True,
+    ):
+        self.model, self.loss, self.source, self.compute_dtype = model, loss, source, compute_dtype
+        self.sentinel = CompileSentinel()
+        self.compiled = compile
+        self._sums = mx.compile(self._sums_of, inputs=[model.state]) if compile else self._sums_of
+
+    def __call__(self, should_stop: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
+        """``eval/loss`` in nats a target, ``eval/ppl``, ``eval/accuracy`` (share of targets that were the most likely
+        token) and, where the source knows its bytes, ``eval/bpb`` in bits. None: ``should_stop`` said so before the
+        split was through."""
+        training = self.model.training
+        self.model.eval()
+        totals = [0.0, 0.0, 0.0]
+        try:
+            waiting = None
+            for batch in self.source.eval_batches():
+                if should_stop():
+                    return None
+                sums = self._sums(to_arrays(batch))
+                mx.async_eval(sums)
+                # Read one behind: the device computes this batch while the host reads the last and makes the next.
+                totals = _added(totals, waiting)
+                waiting = sums
+            totals = _added(totals, waiting)
+        finally:
+            self.model.train(training)
+        nll, n_targets, n_correct = totals
+        loss = nll / n_targets
+        metrics = {"eval/loss": loss, "eval/ppl": math.exp(min(loss, 700.0)), "eval/accuracy": n_correct / n_targets}
+        if self.source.eval_bytes is not None:
+            metrics["eval/bpb"] = nll / math.log(2) / self.source.eval_bytes
+        return metrics
+
+    def _sums_of(self, arrays: dict[str, mx.array]) -> list[mx.array]:
+        if self.compiled:
+            self.sentinel.traced("evaluation", batch=arrays, model=self.model.parameters())
+        params: Any = self.model.parameters()
+        if self.compute_dtype is not None:
+            self.model.update(cast(params, self.compute_dtype))
+        try:
+            _, aux = self.loss(self.model, Batch(**arrays))
+        finally:
+            self.model.update(params)
+        return [aux["nll"], aux["n_targets"], aux["n_correct"]]
+
+
+def _added(totals: list[float], sums: list[mx.array] | None) -> list[float]:
+    # In Python's float64: an fp32 sum over millions of targets loses the digits that tell two designs apart.
+    return totals if sums is None else [t + number(s) for t, s in zip(totals, sums, strict=True)]

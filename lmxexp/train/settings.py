@@ -1,0 +1,48 @@
+"""The settings of the training loop, checked."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lmxexp.interfaces import ConfigError
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """``conf/train/*.yaml``, typed. Meanings and units stand there.
+
+    ``eval_every``, ``checkpoint_every`` and ``keep`` reach the callbacks, ``batch_size`` and ``seq_len`` the data, by
+    interpolation; they are here as well so that one place checks all of them.
+
+    Raises:
+        ConfigError: a number out of range.
+    """
+
+    steps: int
+    batch_size: int
+    seq_len: int
+    n_micro: int
+    precision: Literal["auto", "fp32", "bf16", "mixed"]
+    max_grad_norm: float | None
+    compile: bool
+    self_test: bool
+    memory_limit_gb: float | None
+    log_every: int
+    eval_every: int
+    checkpoint_every: int
+    keep: int
+
+    def __post_init__(self) -> None:
+        for key in ("steps", "batch_size", "seq_len", "n_micro", "log_every", "keep"):
+            self._require(key, getattr(self, key) >= 1, "must be at least 1")
+        for key in ("eval_every", "checkpoint_every"):
+            self._require(key, getattr(self, key) >= 0, "must not be negative; 0 means at the end only")
+        self._require(
+            "batch_size", self.batch_size % self.n_micro == 0, f"must be a multiple of train.n_micro={self.n_micro}"
+        )
+        for key in ("max_grad_norm", "memory_limit_gb"):
+            value = getattr(self, key)
+            self._require(key, value is None or value > 0, "must be positive; null turns it off")
+
+    def _require(self, key: str, holds: bool, mend: str) -> None:
+        if not holds:
+            raise ConfigError(f"train.{key}={getattr(self, key)} {mend}")

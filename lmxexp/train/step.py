@@ -1,0 +1,153 @@
+"""One optimizer step as a compiled function of explicit state."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+import mlx.optimizers
+from mlx.utils import tree_map
+
+from lmxexp.interfaces import Aux, Batch, Loss
+from lmxexp.model.language_model import LanguageModel
+from lmxexp.ops.trees import by_path
+from lmxexp.optim.build import learning_rates
+from lmxexp.train.precision import cast
+from lmxexp.train.random_state import STATE
+from lmxexp.train.sentinel import CompileSentinel
+
+Arrays = dict[str, mx.array]
+
+
+class TrainStep:
+    """``step(batch)`` updates model, optimizer and random state, and returns the step's scalars, unevaluated.
+
+    The state is ``[model.state, optimizer.state, mx.random.state]``, handed to ``mx.compile`` as inputs and outputs:
+    what is not captured would be a constant of the trace (Adam's step count, the dropout mask). The optimizer must be
+    initialised, and a checkpoint restored, before the first call.
+
+    With ``n_micro > 1`` a batch is computed in parts of equal size, one after the other; each part's gradient counts by
+    its number of targets, so the step is that of the whole batch.
+
+    Args:
+        model: in fp32 for mixed precision.
+        optimizer: initialised.
+        loss: what is minimised.
+        max_grad_norm: the gradient's global norm is clipped to it; None: not clipped.
+        n_micro: parts of a batch; divides its size.
+        compute_dtype: parameters are cast to it for forward and backward; None: as they are.
+        compile: whether to compile.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        optimizer: mlx.optimizers.Optimizer,
+        loss: Loss,
+        *,
+        max_grad_norm: float | None = 1.0,
+        n_micro: int = 1,
+        compute_dtype: mx.Dtype | None = None,
+        compile: bool = True,
+    ):
+        self.model, self.optimizer, self.loss = model, optimizer, loss
+        self.max_grad_norm, self.n_micro, self.compute_dtype = max_grad_norm, n_micro, compute_dtype
+        self.sentinel = CompileSentinel()
+        self.compiled = compile
+        self._value_and_grad = mx.value_and_grad(self._loss_of_params)
+        state = [model.state, optimizer.state, STATE]
+        wrap = partial(mx.compile, inputs=state, outputs=state) if compile else lambda f: f
+        self._whole: Callable[[Arrays], Arrays] = wrap(self._whole_step)
+        self._part: Callable[[Arrays], Any] = wrap(self._weighted_part)
+        self._apply: Callable[[Any], Arrays] = wrap(self._apply_sum)
+        self._add = mx.compile(_add) if compile else _add
+
+    @property
+    def state(self) -> list[Any]:
+        """All that the step changes; evaluate it with what the step returns."""
+        return [self.model.state, self.optimizer.state, STATE[0]]
+
+    def __call__(self, batch: Batch) -> Arrays:
+        """Scalars ``train/loss``, ``train/grad_norm`` (before clipping), ``train/lr…`` and the model's own."""
+        arrays = to_arrays(batch)
+        if self.n_micro == 1:
+            return self._whole(arrays)
+        total = None
+        for arrays_of_part in split(arrays, self.n_micro):
+            part = self._part(arrays_of_part)
+            total = part if total is None else self._add(total, part)
+            mx.async_eval(total)  # or the graph of all parts, with their activations, would be built before the first
+        return self._apply(total)
+
+    def _loss_of_params(self, params: Any, arrays: Arrays) -> tuple[mx.array, Aux]:
+        self.model.update(params if self.compute_dtype is None else cast(params, self.compute_dtype))
+        return self.loss(self.model, Batch(**arrays))
+
+    def _gradient(self, arrays: Arrays) -> tuple[Any, Any, mx.array, Aux]:
+        params = self.model.trainable_parameters()
+        (loss, aux), gradient = self._value_and_grad(params, arrays)
+        self.model.update(params)  # the trace left its casts there
+        return params, gradient, loss, aux
+
+    def _update(self, params: Any, gradient: Any, loss: mx.array, aux: Aux) -> Arrays:
+        norm = global_norm(gradient)
+        if self.max_grad_norm is not None:
+            factor = mx.minimum(self.max_grad_norm / (norm + 1e-6), 1.0)
+            gradient = tree_map(lambda g: g * factor.astype(g.dtype), gradient)
+        self.model.update(self.optimizer.apply_gradients(gradient, params))
+        shown = {f"train/{name}": value for name, value in aux.items() if name not in ("nll", "n_targets")}
+        return {"train/loss": loss, "train/grad_norm": norm, **learning_rates(self.optimizer), **shown}
+
+    def _whole_step(self, arrays: Arrays) -> Arrays:
+        self._note_trace("training step", batch=arrays)
+        return self._update(*self._gradient(arrays))
+
+    def _weighted_part(self, arrays: Arrays) -> Any:
+        """Gradient, loss and other scalars of a part, times its number of targets, in fp32: a small part would be lost
+        beside the sum of many in bf16."""
+        self._note_trace("gradient of a part", batch=arrays)
+        _, gradient, loss, aux = self._gradient(arrays)
+        n = aux["n_targets"]
+        weighted = tree_map(lambda a: a.astype(mx.float32) * n, {"gradient": gradient, "loss": loss, "aux": aux})
+        return {"n": n, **weighted}
+
+    def _apply_sum(self, total: Any) -> Arrays:
+        self._note_trace("optimizer update", total=total)
+        params = self.model.trainable_parameters()
+        n = mx.maximum(total.pop("n"), 1e-9)
+        mean = tree_map(lambda t: t / n, total)
+        gradient = tree_map(lambda g, p: g.astype(p.dtype), mean["gradient"], params)
+        return self._update(params, gradient, mean["loss"], mean["aux"])
+
+    def _note_trace(self, name: str, **inputs: Any) -> None:
+        if self.compiled:
+            self.sentinel.traced(
+                name,
+                **inputs,
+                model=self.model.parameters(),
+                optimizer=self.optimizer.state,
+                training=self.model.training,
+            )
+
+
+def to_arrays(batch: Batch) -> Arrays:
+    """The batch's arrays by name, for the device."""
+    return {name: mx.array(value) for name, value in batch._asdict().items() if value is not None}
+
+
+def split(arrays: Arrays, n: int) -> list[Arrays]:
+    """``n`` batches of equal size, in order."""
+    size = arrays["inputs"].shape[0] // n
+    return [{name: a[i * size : (i + 1) * size] for name, a in arrays.items()} for i in range(n)]
+
+
+def global_norm(tree: Any) -> mx.array:
+    """The Euclidean norm of all leaves together, in fp32."""
+    total = mx.array(0.0)
+    for a in by_path(tree).values():
+        total = total + a.astype(mx.float32).square().sum()
+    return mx.sqrt(total)
+
+
+def _add(total: Any, part: Any) -> Any:
+    return tree_map(lambda t, p: t + p, total, part)

@@ -1,0 +1,270 @@
+"""The training loop."""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.optimizers
+from mlx.utils import tree_unflatten
+
+from lmxexp import device
+from lmxexp.interfaces import Callback, Logger, Loss, Source
+from lmxexp.model.language_model import LanguageModel
+from lmxexp.ops.trees import number
+from lmxexp.train import checkpoint
+from lmxexp.train.evaluator import Evaluator
+from lmxexp.train.precision import DTYPES
+from lmxexp.train.random_state import get_random_state, set_random_state
+from lmxexp.train.self_test import fill, self_test
+from lmxexp.train.settings import TrainSettings
+from lmxexp.train.signals import StopSignals
+from lmxexp.train.step import TrainStep, to_arrays
+
+
+class DivergedError(RuntimeError):
+    """The loss is no number any more."""
+
+
+class MemoryLimitError(RuntimeError):
+    """The run took more memory than ``train.memory_limit_gb``."""
+
+
+@dataclass
+class Progress:
+    """How far the run is: all of the trainer's state that is no array. Saved with every checkpoint."""
+
+    step: int = 0
+    best_eval_loss: float | None = None
+    best_eval_step: int | None = None
+    eval_loss: float | None = None
+    """Of the model at ``step``; None where it was not evaluated there."""
+    unlogged: dict[str, float] | None = None
+    """Training metrics of ``step`` while its callbacks have not all run and its line is not logged."""
+
+
+@dataclass
+class StepClock:
+    """Time spent in training steps, without evaluation, logging, checkpoints, and without the first step of the
+    process, which compiles."""
+
+    steps: int = 0
+    seconds: float = 0.0
+    first_step_seconds: float | None = None
+
+    def add(self, seconds: float) -> None:
+        if self.first_step_seconds is None:
+            self.first_step_seconds = seconds
+        else:
+            self.steps += 1
+            self.seconds += seconds
+
+
+class _Stopped(Exception):
+    pass
+
+
+class Trainer:
+    """Trains one model: step, callbacks, log, until ``settings.steps`` or a signal.
+
+    Args:
+        model: initialised, in the type its weights are kept in.
+        optimizer: initialised for it.
+        loss: what is minimised and evaluated.
+        source: batches.
+        settings: see `TrainSettings`.
+        callbacks: by name; called in order.
+        logger: where metrics go.
+        run_dir: holds ``checkpoints/`` and whatever callbacks write.
+        run_id: kept in the checkpoint, so that a resumed run is the same run to W&B.
+        precision: fp32, bf16 or mixed.
+        peak_flops: of the device, FLOPs a second, for ``perf/mfu``; None: unknown.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        optimizer: mlx.optimizers.Optimizer,
+        loss: Loss,
+        source: Source,
+        settings: TrainSettings,
+        *,
+        callbacks: Mapping[str, Callback],
+        logger: Logger,
+        run_dir: Path,
+        run_id: str,
+        precision: str,
+        peak_flops: float | None = None,
+    ):
+        self.model, self.optimizer, self.loss, self.source, self.settings = model, optimizer, loss, source, settings
+        self.callbacks, self.logger = callbacks, logger
+        self.run_dir, self.run_id = run_dir, run_id
+        self.peak_flops = peak_flops
+        self.compute_dtype = DTYPES[precision] if precision == "mixed" else None
+        self.precision = precision
+        self.progress = Progress()
+        self.history: list[dict[str, float]] = []  # what was logged, of a resumed run from its beginning
+        self.clock = StepClock()
+        self.signals = StopSignals()
+        self.evaluator = Evaluator(model, loss, source, compute_dtype=self.compute_dtype, compile=settings.compile)
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self.progress.step
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.settings.batch_size * self.settings.seq_len
+
+    @property
+    def tokens(self) -> int:
+        """Training tokens seen."""
+        return self.step * self.tokens_per_step
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.run_dir / "checkpoints"
+
+    def fit(self) -> str:
+        """Train to the end. Returns ``ok`` or, after SIGTERM or Ctrl-C and a checkpoint, ``stopped``.
+
+        Raises:
+            DivergedError: the loss became NaN or infinite.
+            MemoryLimitError: peak memory above the limit.
+        """
+        self.model.train()
+        if self.settings.self_test:
+            self_test(
+                self._make_step,
+                self.source,
+                dropout=self._draws_random_numbers(),
+                tolerance=1e-4 if self.precision == "fp32" else 3e-2,
+            )
+        train_step = self._make_step(compile=self.settings.compile)
+        limit_gb = self.settings.memory_limit_gb or device.recommended_memory_gb()
+        with self.signals:
+            try:
+                if self.progress.unlogged is not None:  # stopped between a step and its line in the log
+                    self._report(self.progress.unlogged)
+                batch = self.source.batch(self.step)
+                while self.step < self.settings.steps:
+                    self._stop_if_asked()
+                    start = time.perf_counter()
+                    scalars = train_step(batch)
+                    mx.async_eval(scalars, train_step.state)
+                    batch = self.source.batch(self.step + 1)  # on the host, while the device computes
+                    mx.eval(scalars, train_step.state)
+                    self.clock.add(time.perf_counter() - start)
+                    self._after_step(scalars, limit_gb)
+            except _Stopped:
+                self.save_checkpoint()
+                return "stopped"
+        return "ok"
+
+    def _after_step(self, scalars: dict[str, mx.array], limit_gb: float | None) -> None:
+        self.progress.step += 1
+        self.progress.eval_loss = None
+        loss = number(scalars["train/loss"])
+        if not math.isfinite(loss):
+            raise DivergedError(self._divergence(loss, number(scalars["train/lr"])))
+        if limit_gb is not None and device.peak_memory_gb() > limit_gb:
+            raise MemoryLimitError(
+                f"peak memory {device.peak_memory_gb():.2f} GB is above the limit of {limit_gb:.2f} GB "
+                f"(train.memory_limit_gb) after step {self.step}: lower train.batch_size, or raise train.n_micro "
+                f"(now {self.settings.n_micro}) for the same batch in smaller parts"
+            )
+        due = self.step % self.settings.log_every == 0 or self.step == self.settings.steps
+        self._report({name: number(value) for name, value in scalars.items()} if due else {})
+
+    def _report(self, metrics: dict[str, float]) -> None:
+        """Callbacks, then the line in the log, then what must not stand without that line."""
+        self.progress.unlogged = dict(metrics)
+        due = [c for c in self.callbacks.values() if self._is_due(c)]
+        for callback in due:
+            if not callback.after_log:
+                metrics |= callback(self)
+        if metrics:
+            metrics = {"tokens": self.tokens, **metrics}
+            self.history.append({"step": self.step, **metrics})
+            self.logger.log(metrics, step=self.step)
+        self.progress.unlogged = None
+        for callback in due:
+            if callback.after_log:
+                callback(self)
+
+    def _is_due(self, callback: Callback) -> bool:
+        if self.step == self.settings.steps and callback.at_end:
+            return True
+        return callback.every > 0 and self.step % callback.every == 0
+
+    def evaluate(self) -> dict[str, float]:
+        """Metrics over the whole validation split; see `Evaluator`."""
+        metrics = self.evaluator(should_stop=lambda: self.signals.received is not None)
+        if metrics is None:
+            raise _Stopped
+        progress = self.progress
+        progress.eval_loss = metrics["eval/loss"]
+        if progress.best_eval_loss is None or metrics["eval/loss"] < progress.best_eval_loss:
+            progress.best_eval_loss, progress.best_eval_step = metrics["eval/loss"], self.step
+        return metrics
+
+    def save_checkpoint(self) -> Path:
+        """Write model, optimizer, random state and progress; see `lmxexp.train.checkpoint`."""
+        state = {**asdict(self.progress), "random_state": get_random_state(), "run_id": self.run_id}
+        trees = {"model": self.model.parameters(), "optimizer": self.optimizer.state}
+        path = checkpoint.save(self.checkpoints, state, trees)
+        checkpoint.prune(self.checkpoints, self.settings.keep)
+        return path
+
+    def restore(self, saved: checkpoint.Checkpoint) -> None:
+        """Go on from a checkpoint. Before `fit`: the state that it compiles must be the restored one.
+
+        Raises:
+            CheckpointError: damaged, or of another model or optimizer.
+        """
+        for name, tree in {"model": self.model.parameters(), "optimizer": self.optimizer.state}.items():
+            arrays = saved.load(name)
+            checkpoint.check_shapes(tree, arrays, f"{saved.path}/{name}.safetensors")
+            if name == "model":
+                self.model.update(tree_unflatten(list(arrays.items())))
+            else:
+                fill(self.optimizer.state, arrays)
+        state = dict(saved.state)
+        set_random_state(state.pop("random_state"))
+        state.pop("run_id")
+        self.progress = Progress(**state)
+        mx.eval(self.model.parameters(), self.optimizer.state)
+
+    def _make_step(self, *, compile: bool) -> TrainStep:
+        return TrainStep(
+            self.model,
+            self.optimizer,
+            self.loss,
+            max_grad_norm=self.settings.max_grad_norm,
+            n_micro=self.settings.n_micro,
+            compute_dtype=self.compute_dtype,
+            compile=compile,
+        )
+
+    def _draws_random_numbers(self) -> bool:
+        """Whether a training forward pass moves the random state on, as dropout does."""
+        before = get_random_state()
+        self.loss(self.model, self.source.batch(0)._replace(**to_arrays(self.source.batch(0))))
+        moved = get_random_state() != before
+        set_random_state(before)
+        return moved
+
+    def _stop_if_asked(self) -> None:
+        if self.signals.received is not None:
+            raise _Stopped
+
+    def _divergence(self, loss: float, lr: float) -> str:
+        last = checkpoint.newest(self.checkpoints)
+        saved = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
+        return (
+            f"train/loss is {loss} at step {self.step} with learning rate {lr:.3g}; {saved}. "
+            "Lower optim.learning_rate, lengthen the warmup, or set train.max_grad_norm"
+        )

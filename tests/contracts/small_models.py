@@ -1,0 +1,75 @@
+"""Small models of every kind, found by looking into conf/, so that a new YAML is tested with no edit here."""
+
+from functools import cache
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+from hydra.utils import instantiate
+from mlx.utils import tree_map
+from omegaconf import DictConfig
+
+from lmxexp import compose
+
+MODEL = Path(__file__).resolve().parents[2] / "conf" / "model"
+VOCAB, LENGTH = 19, 24
+SIZES = ["model.d_model=32", "model.n_layers=2", "model.n_heads=4", "model.n_kv_heads=2", "model.d_ff=48"]
+# Knobs of a kind that bound how far it sees, and values that a sequence of LENGTH goes beyond.
+SHORT_REACH = {"window": 5}
+
+
+def kinds(group: str) -> list[str]:
+    """The kinds of a group under conf/model, such as ``attention``."""
+    return sorted(f.stem for f in (MODEL / group).glob("*.yaml") if not f.stem.startswith("_"))
+
+
+PRESETS = sorted(f.stem for f in MODEL.glob("*.yaml") if not f.stem.startswith("_"))
+GROUPS = sorted(d.name for d in MODEL.iterdir() if d.is_dir() and d.name not in ("size", "init"))
+# Every kind once, in a llama: [("attention", "gqa"), …].
+EVERY_KIND = [(group, kind) for group in GROUPS for kind in kinds(group)]
+
+
+def choice(group: str, kind: str) -> str:
+    """The override that chooses a kind."""
+    return f"softcap@model.logit_softcap={kind}" if group == "softcap" else f"{group}={kind}"
+
+
+@cache
+def small_config(*overrides: str) -> DictConfig:
+    """A composed configuration in small sizes. Cached: do not change it."""
+    cfg = compose([*SIZES, f"train.seq_len={LENGTH}", *overrides])
+    knobs = [f"attention.{k}={v}" for k, v in SHORT_REACH.items() if k in cfg.model.attention]
+    return compose([*SIZES, f"train.seq_len={LENGTH}", *overrides, *knobs]) if knobs else cfg
+
+
+def small_model(*overrides: str, seed: int = 0) -> nn.Module:
+    """A small model, every parameter random: at its initial values a model may look causal, or free of a norm's scale,
+    only because a matrix is zero or a scale is one."""
+    mx.random.seed(seed)
+    model = instantiate(small_config(*overrides).model.net, _convert_="all")(vocab_size=VOCAB)
+    randomise(model, seed)
+    return model
+
+
+def randomise(module: nn.Module, seed: int = 0) -> None:
+    """Give every parameter random values: vectors around one, matrices with a gain of about one."""
+    key = mx.random.key(seed)
+
+    def draw(p: mx.array) -> mx.array:
+        nonlocal key
+        key, subkey = mx.random.split(key)
+        noise = mx.random.normal(p.shape, key=subkey)
+        return (1.0 + 0.3 * noise if p.ndim == 1 else noise * p.shape[-1] ** -0.5).astype(p.dtype)
+
+    module.update(tree_map(draw, module.parameters()))
+    mx.eval(module.parameters())
+
+
+def tokens(batch: int = 2, length: int = LENGTH, seed: int = 1) -> mx.array:
+    return mx.random.randint(0, VOCAB, (batch, length), key=mx.random.key(seed))
+
+
+def relative_error(a: mx.array, b: mx.array) -> float:
+    """Largest difference in units of the largest value of ``b``."""
+    a, b = a.astype(mx.float32), b.astype(mx.float32)
+    return (mx.abs(a - b).max() / mx.abs(b).max()).item()

@@ -1,0 +1,61 @@
+"""Sources made from the YAML files, with small local stand-ins for what they would read or download."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from lmxexp.tokenizer.byte import ByteTokenizer
+
+CONF = Path(__file__).parents[2] / "conf" / "data"
+KINDS = sorted(file.stem for file in CONF.glob("*.yaml"))
+
+DOCUMENTS = [
+    f"Story {i}.\nÉmile saw {i * i} ships \N{SHIP} and \N{GRINNING FACE}.\n\nThe end.\n" + "x" * i for i in range(40)
+]
+
+
+def write_inputs(directory: Path) -> dict[str, dict[str, Any]]:
+    """The overrides of each kind that cannot do without."""
+    directory.mkdir(parents=True, exist_ok=True)
+    text = directory / "text.txt"
+    text.write_bytes("".join(DOCUMENTS).encode())
+    rows = directory / "rows.json"
+    rows.write_text("".join(json.dumps({"text": d, "n": i}) + "\n" for i, d in enumerate(DOCUMENTS)))
+    few = directory / "few.json"
+    few.write_text("".join(json.dumps({"text": d, "n": i}) + "\n" for i, d in enumerate(DOCUMENTS[:7])))
+    return {
+        "text": {"path": str(text)},
+        "hf": {"name": "json", "data_files": str(rows)},
+        "tinyshakespeare": {"path": str(text)},
+        "tinystories": {"name": "json", "data_files": {"train": str(rows), "validation": str(few)}},
+        "python_stdlib": {"val_fraction": 0.2},
+        "mqar": {"vocab_size": 64, "n_pairs": 3, "n_eval": 11},
+    }
+
+
+def write_library(root: Path) -> Path:
+    """A standard library of 30 files, with what has to be left out."""
+    for i in range(30):
+        file = root / ("", "email", "xml/dom")[i % 3] / f"module{i}.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f'"""Module {i}."""\n\ndef f{i}(x):\n    return x + {i}  # é\n' + "# more\n" * i)
+    for name in ("test/a.py", "idlelib/idle_test/b.py", "site-packages/c.py", "x/__pycache__/d.py", "x/tests/e.py"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("LEFT_OUT = 1\n")
+    (root / "empty.py").write_text("")
+    (root / "data.txt").write_text("NOT_PYTHON\n")
+    (root / "_sysconfigdata__linux.py").write_text("LEFT_OUT = 1\n")
+    return root
+
+
+def make(kind: str, tokenizer: Any = ByteTokenizer, *, seq_len=16, batch_size=4, seed=1, **overrides: Any) -> Any:
+    """What the runner does with ``conf/data/<kind>.yaml``."""
+    cfg = OmegaConf.create({"seed": seed, "train": {"seq_len": seq_len, "batch_size": batch_size}})
+    cfg.data = OmegaConf.load(CONF / f"{kind}.yaml")
+    for key, value in overrides.items():
+        assert key in set(cfg.data), f"{kind}.yaml has no {key}"  # `in cfg.data` is false of what is ???
+        cfg.data[key] = value
+    return instantiate(cfg.data, _convert_="all")(tokenizer=tokenizer)

@@ -1,0 +1,78 @@
+"""What is said of the device and its memory, on this machine and, by MLX's documented keys, on others."""
+
+import json
+
+import mlx.core as mx
+import pytest
+
+from lmxexp import device
+
+METAL = {
+    "device_name": "Apple M3",
+    "architecture": "applegpu_g15g",
+    "memory_size": 16 * 2**30,
+    "max_recommended_working_set_size": 12_000_000_000,
+    "max_buffer_length": 9_000_000_000,
+    "resource_limit": 499_000,
+}
+CUDA = {"device_name": "H200", "architecture": "sm_90", "total_memory": 150_000_000_000, "free_memory": 1}
+
+
+def pretend(monkeypatch, info, *, metal, cuda):
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu, 0))
+    monkeypatch.setattr(mx, "device_info", lambda d=None: {"device_name": "a CPU"} if d == mx.cpu else info)
+    monkeypatch.setattr(mx.metal, "is_available", lambda: metal)
+    monkeypatch.setattr(mx.cuda, "is_available", lambda: cuda)
+
+
+@pytest.mark.parametrize(
+    ("info", "backend", "memory", "recommended"), [(METAL, "metal", 17.179869184, 12.0), (CUDA, "cuda", 150.0, 150.0)]
+)
+def test_gpus(monkeypatch, info, backend, memory, recommended):
+    pretend(monkeypatch, info, metal=backend == "metal", cuda=backend == "cuda")
+    assert device.is_gpu()
+    assert device.recommended_memory_gb() == pytest.approx(recommended)
+    record = device.device_info()
+    assert record["backend"] == backend
+    assert record["name"] == info["device_name"]
+    assert record["architecture"] == info["architecture"]
+    assert record["memory_gb"] == pytest.approx(memory)
+    assert record["recommended_memory_gb"] == pytest.approx(recommended)
+    assert record["cpu"] == "a CPU"
+    json.dumps(record)
+
+
+def test_a_gpu_that_says_nothing(monkeypatch):
+    pretend(monkeypatch, {}, metal=False, cuda=False)
+    assert device.recommended_memory_gb() is None
+    assert device.device_info()["name"] is None
+
+
+def test_this_machine():
+    record = json.loads(json.dumps(device.device_info()))
+    assert record["cpu_cores"] >= 1
+    assert record["memory_gb"] > 0.1
+    assert record["backend"] in ("cpu", "metal", "cuda")
+    assert device.is_gpu() == (record["backend"] != "cpu")
+
+
+def test_the_cpu_has_no_recommended_memory():
+    default = mx.default_device()
+    try:
+        mx.set_default_device(mx.cpu)
+        assert not device.is_gpu()
+        assert device.recommended_memory_gb() is None
+    finally:
+        mx.set_default_device(default)
+
+
+def test_peak_memory_starts_anew():
+    megabytes_100 = mx.zeros((25_000_000,), dtype=mx.float32)
+    mx.eval(megabytes_100)
+    assert device.peak_memory_gb() >= 0.1
+    del megabytes_100
+    device.clear_cache()
+    assert mx.get_cache_memory() == 0
+    device.reset_peak_memory()
+    mx.eval(mx.zeros((1000,)))
+    assert device.peak_memory_gb() < 0.1
