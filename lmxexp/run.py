@@ -1,5 +1,6 @@
 """One run: from a composed configuration to a trained, scored model on disk."""
 
+import copy
 import json
 import math
 import os
@@ -60,6 +61,7 @@ def build_model(cfg: DictConfig, *, vocab_size: int) -> LanguageModel:
     Raises:
         ConfigError: sizes or kinds that do not fit together.
     """
+    cfg = copy.deepcopy(cfg)  # instantiate resolves interpolations in place
     factory = instantiate(cfg.model.net, _convert_="all")
     mx.random.seed(cfg.seed)
     model = factory(vocab_size=vocab_size)
@@ -83,12 +85,16 @@ def run(cfg: DictConfig, run_dir: str | Path | None = None) -> RunResult:
         MemoryLimitError, OSError: the run failed; its record says so, and its checkpoints stay.
     """
     check(cfg)
+    unresolved = OmegaConf.to_yaml(cfg)
+    cfg = copy.deepcopy(cfg)  # instantiate resolves interpolations in place
     if (warning := blas.warning()) is not None:
         print(warning, file=sys.stderr)
-    saved = _checkpoint_to_resume(cfg.resume) if cfg.resume else None
     directory = Path(cfg.resume or run_dir or _new_run_dir(cfg))
+    before = _record_to_resume(directory) if cfg.resume else {}
+    newest = checkpoint.newest(directory / "checkpoints") if cfg.resume else None
+    saved = checkpoint.read(newest) if newest else None  # none: killed before the first, it starts over
     directory.mkdir(parents=True, exist_ok=True)
-    if saved is None and (directory / "run.json").exists():
+    if not cfg.resume and (directory / "run.json").exists():
         raise ConfigError(f"{directory} holds a run already: resume={directory} goes on with it, or choose another")
 
     if saved and (finished := _finished(saved, cfg, directory)):
@@ -107,7 +113,8 @@ def run(cfg: DictConfig, run_dir: str | Path | None = None) -> RunResult:
     peak_gflops = blas.measure(precision.DTYPES[chosen_precision])
     _start_clean(cfg.seed)  # of the measurement's memory, and of what random numbers the design's constructors drew
 
-    run_id = saved.state["run_id"] if saved else uuid.uuid4().hex[:12]
+    run_id = saved.state["run_id"] if saved else before.get("run_id", uuid.uuid4().hex[:12])
+    now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     record = {
         "status": "running",
         "run_id": run_id,
@@ -121,8 +128,8 @@ def run(cfg: DictConfig, run_dir: str | Path | None = None) -> RunResult:
         "precision": chosen_precision,
         "matmul_gflops": peak_gflops,
         "data": {"fingerprint": source.fingerprint, **source.record},
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "resumed_from_step": saved.step if saved else None,
+        "started": before.get("started", now),
+        "resumed": [*before.get("resumed", []), *([{"at": now, "step": saved.step if saved else 0}] if before else [])],
         **environment_record(sys.argv),
     }
     logger = Loggers(_chosen(cfg, "logger"))
@@ -142,8 +149,7 @@ def run(cfg: DictConfig, run_dir: str | Path | None = None) -> RunResult:
     if saved:
         trainer.restore(saved)
         trainer.history = [line for line in _logged(directory) if line["step"] <= saved.step]
-    else:
-        _save_config(cfg, config, directory)
+    _save_config(unresolved, config, directory)
     if source.tokenizer is not None:
         source.tokenizer.save(directory / "tokenizer.json")
     _write_json(directory / "run.json", record)
@@ -176,9 +182,15 @@ def _fit(trainer: Trainer, logger: Loggers, info: RunInfo) -> RunResult:
         raise
     finally:
         summary = {"status": status, "error": error, **_summary(trainer), "seconds": time.perf_counter() - start}
-        _write_json(info.run_dir / "summary.json", summary)
-        _write_json(info.run_dir / "run.json", {**info.record, "status": status, "error": error})
-        logger.finish(status, summary)
+        try:
+            _write_json(info.run_dir / "summary.json", summary)
+            _write_json(info.run_dir / "run.json", {**info.record, "status": status, "error": error})
+        except OSError as e:
+            if error is None:
+                raise
+            print(f"lmxexp: the summary could not be written either: {e}", file=sys.stderr)  # the first error is told
+        finally:
+            logger.finish(status, summary)
     if error is not None:
         print(f"diverged: {error}", file=sys.stderr)
     return _result(info.run_dir, summary, trainer.signals.received)
@@ -253,6 +265,8 @@ def load_config(run_dir: Path) -> DictConfig:
 
 def _finished(saved: checkpoint.Checkpoint, cfg: DictConfig, run_dir: Path) -> RunResult | None:
     """The result of a run of which nothing is left to do, or None."""
+    if saved.step > cfg.train.steps:
+        raise ConfigError(f"train.steps={cfg.train.steps}: {run_dir} has done {saved.step} steps already")
     summary = run_dir / "summary.json"
     if saved.step < cfg.train.steps or not summary.exists():
         return None
@@ -277,11 +291,9 @@ def _chosen(cfg: DictConfig, group: str) -> dict[str, Any]:
     return instantiate(cfg[group], _convert_="all") if cfg.get(group) else {}
 
 
-def _checkpoint_to_resume(run_dir: str) -> checkpoint.Checkpoint:
-    path = checkpoint.newest(Path(run_dir) / "checkpoints")
-    if path is None:
-        raise ConfigError(f"resume={run_dir}: there is no checkpoint under {run_dir}/checkpoints; start the run anew")
-    return checkpoint.read(path)
+def _record_to_resume(run_dir: Path) -> dict[str, Any]:
+    load_config(run_dir)
+    return json.loads((run_dir / "run.json").read_text())
 
 
 def _new_run_dir(cfg: DictConfig) -> Path:
@@ -308,16 +320,19 @@ def _params_by_part(model: LanguageModel) -> dict[str, int]:
     return parts
 
 
-def _save_config(cfg: DictConfig, config: Mapping[str, Any], directory: Path) -> None:
+def _save_config(unresolved: str, config: Mapping[str, Any], directory: Path) -> None:
     """``config.yaml``, resolved, and ``.hydra/config.yaml`` with its interpolations, from which a run is resumed."""
-    (directory / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(dict(config))))
-    unresolved = directory / ".hydra" / "config.yaml"
-    unresolved.parent.mkdir(exist_ok=True)
-    unresolved.write_text(OmegaConf.to_yaml(cfg))
+    (directory / ".hydra").mkdir(exist_ok=True)
+    _write(directory / ".hydra" / "config.yaml", unresolved)
+    _write(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file in one piece."""
+    _write(path, json.dumps(content, indent=1, default=str) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file in one piece: whoever reads it meanwhile sees the old one or the new one."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=1, default=str) + "\n")
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)

@@ -144,11 +144,11 @@ def run_directory(text: str) -> Path:
         close = near(path.name, runs)
         hint = f"; did you mean {above / close}?" if close else ""
         refuse(f"resume={text}: there is no such directory{hint}")
-    if not (path / "config.yaml").is_file() or not (path / "checkpoints").is_dir():
-        missing = "config.yaml" if not (path / "config.yaml").is_file() else "checkpoints"
-        runs = sorted(str(p.parent) for p in path.glob("*/checkpoints"))
+    missing = [name for name in ("config.yaml", "run.json") if not (path / name).is_file()]
+    if missing:
+        runs = sorted(str(p.parent) for p in path.glob("*/run.json"))
         hint = f"; did you mean {runs[-1]}?" if runs else "; give the directory of a run"
-        refuse(f"resume={text}: no run that could go on, it has no {missing}{hint}")
+        refuse(f"resume={text}: no run that could go on, it has no {' and no '.join(missing)}{hint}")
     return path.resolve()
 
 

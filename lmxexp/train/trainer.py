@@ -215,7 +215,14 @@ class Trainer:
         """Write model, optimizer, random state and progress; see `lmxexp.train.checkpoint`."""
         state = {**asdict(self.progress), "random_state": get_random_state(), "run_id": self.run_id}
         trees = {"model": self.model.parameters(), "optimizer": self.optimizer.state}
-        path = checkpoint.save(self.checkpoints, state, trees)
+        try:
+            path = checkpoint.save(self.checkpoints, state, trees)
+        except OSError as e:
+            raise OSError(
+                e.errno,
+                f"{e.strerror}: the checkpoint of step {self.step} was not written to {self.checkpoints}, those before "
+                f"it are whole; free space and go on with resume={self.run_dir}",
+            ) from e
         checkpoint.prune(self.checkpoints, self.settings.keep)
         return path
 

@@ -49,6 +49,7 @@ class CommandLine:
         self.argvs.append(list(sys.argv))
         # What a run leaves for `resume`.
         (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (run_dir / "run.json").write_text("{}")
         if not (run_dir / "config.yaml").exists():
             (run_dir / ".hydra").mkdir(exist_ok=True)
             OmegaConf.save(cfg, run_dir / ".hydra" / "config.yaml")

@@ -17,6 +17,7 @@ def finished(tmp_path_factory):
     directory = tmp_path_factory.mktemp("sweep") / "3_attention=sliding,seed=5"
     cfg = lmxexp.compose(START)
     (directory / "checkpoints").mkdir(parents=True)
+    (directory / "run.json").write_text("{}")
     (directory / ".hydra").mkdir()
     (directory / ".hydra" / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
     (directory / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
@@ -139,9 +140,9 @@ def test_directories_that_hold_no_run_are_left_alone(cli, run_dir, tmp_path):
     for text, said in {
         "nowhere": "resume=nowhere: there is no such directory",
         str(run_dir).replace("sliding", "slidng"): f"did you mean {run_dir}?",
-        "empty": "it has no config.yaml; give the directory of a run",
+        "empty": "it has no config.yaml and no run.json; give the directory of a run",
         "runs": f"did you mean runs/{run_dir.name}?",
-        "runs/half": "it has no checkpoints",
+        "runs/half": "it has no run.json",
     }.items():
         assert cli(f"resume={text}") == 1
         assert said in cli.err
