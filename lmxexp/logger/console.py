@@ -191,23 +191,39 @@ class _Column(ProgressColumn):
 def config_tree(config: Mapping[str, Any], name: str = "config") -> Tree:
     """The configuration as a tree: groups as branches with the class that they build, settings as leaves."""
     tree = Tree(Text(name, style="bold"), guide_style="bright_black")
-    _grow(tree, config)
+    _grow(tree, config, "", [])
     return tree
 
 
-def _grow(tree: Tree, node: Mapping[str, Any] | Sequence[Any]) -> None:
-    # Settings before groups: a group's own settings would otherwise hang below its longest child.
+def _grow(
+    tree: Tree, node: Mapping[str, Any] | Sequence[Any], path: str, drawn: list[tuple[Mapping[str, Any], str]]
+) -> None:
     items = [(str(k), v) for k, v in (node.items() if isinstance(node, Mapping) else enumerate(node))]
-    for key, value in sorted(items, key=lambda item: _is_branch(item[1])):
+    if path:
+        # Settings before groups: a group's own settings would otherwise hang below its longest child. And small groups
+        # before large ones, which are made of them and then only need to say so.
+        items.sort(key=lambda item: _size(item[1]) if _is_branch(item[1]) else 0)
+    for key, value in items:
         if key == "_target_" or key in _HYDRA_FLAGS:
             continue
         if not _is_branch(value):
             tree.add(Text.assemble((f"{key}  ", "dim"), _setting(value)))
             continue
         label = Text(key, style="cyan")
+        here = f"{path}.{key}" if path else key
         if isinstance(value, Mapping) and "_target_" in value:
+            if (where := next((w for v, w in drawn if v == value), None)) is not None:
+                tree.add(label.append(f"  = {where}", "dim"))
+                continue
+            if any(k != "_target_" and k not in _HYDRA_FLAGS for k in value):
+                drawn.append((value, here))
             label.append(f"  {value['_target_']}", "italic bright_black")
-        _grow(tree.add(label), value)
+        _grow(tree.add(label), value, here, drawn)
+
+
+def _size(node: Any) -> int:
+    children = node.values() if isinstance(node, Mapping) else node if isinstance(node, list | tuple) else []
+    return 1 + sum(_size(child) for child in children)
 
 
 def _is_branch(value: Any) -> bool:
@@ -230,7 +246,7 @@ def summary_table(name: str, status: str, summary: Mapping[str, Any]) -> Table:
     table.add_column(Text(name, style="bold"), style="dim")
     table.add_column(Text(status, style=f"bold {_STATUS_STYLE.get(status, '')}"), justify="right")
     for key, value in _flat(summary):
-        if key != "status":
+        if key != "status" and value is not None:
             table.add_row(key, _readable(key, value))
     return table
 

@@ -86,7 +86,6 @@ def test_table_shows_every_key_of_the_summary():
         "mem/peak_gb": "1.24 GB",
         "params": "2,812,345",
         "wall_s": "1:02:05",
-        "note": "-",
     }
 
 
