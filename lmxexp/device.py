@@ -59,6 +59,9 @@ def device_info() -> dict[str, Any]:
         "architecture": info.get("architecture"),
         "memory_gb": int(size) / GB if size else _host_memory_gb(),
         "recommended_memory_gb": recommended_memory_gb(),
+        # What decides, beside the configuration, how products and attention are rounded; see README, "On a GPU".
+        "tf32": os.environ.get("MLX_ENABLE_TF32", "1") != "0",
+        "cudnn_attention": os.environ.get("MLX_CUDA_USE_CUDNN_SDPA", "1") != "0" if _backend() == "cuda" else None,
         "cpu": mx.device_info(mx.cpu).get("device_name") or platform.processor() or None,
         "cpu_cores": _cpu_cores(),
         "os": platform.platform(),

@@ -3,6 +3,8 @@
 import mlx.core as mx
 import mlx.nn as nn
 
+from lmxexp.ops.embed import embed
+
 
 class TiedEmbedding(nn.Module):
     """One ``(V, D)`` matrix embeds tokens and gives logits.
@@ -16,7 +18,7 @@ class TiedEmbedding(nn.Module):
 
     def embed(self, tokens: mx.array) -> mx.array:
         """``(B, L) -> (B, L, D)``."""
-        return self.embed_tokens(tokens)
+        return embed(self.embed_tokens.weight, tokens)
 
     def logits(self, h: mx.array) -> mx.array:
         """``(B, L, D) -> (B, L, V)``."""

@@ -3,6 +3,8 @@
 import mlx.core as mx
 import mlx.nn as nn
 
+from lmxexp.ops.embed import embed
+
 
 class UntiedEmbedding(nn.Module):
     """Two ``(V, D)`` matrices, one to embed tokens and one to give logits."""
@@ -14,7 +16,7 @@ class UntiedEmbedding(nn.Module):
 
     def embed(self, tokens: mx.array) -> mx.array:
         """``(B, L) -> (B, L, D)``."""
-        return self.embed_tokens(tokens)
+        return embed(self.embed_tokens.weight, tokens)
 
     def logits(self, h: mx.array) -> mx.array:
         """``(B, L, D) -> (B, L, V)``."""

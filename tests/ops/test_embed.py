@@ -1,0 +1,35 @@
+"""The ordered sum behind the embedding's gradient."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from lmxexp.ops import embed as module
+from lmxexp.ops.embed import embed, sum_rows
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 26], ids=["by runs", "one-hot"])
+@pytest.mark.parametrize(("n_rows", "n_ids"), [(1, 3), (2, 2), (64, 5), (1000, 7), (1000, 5000)])
+def test_sums(limit, n_rows, n_ids, monkeypatch):
+    """Against float64 NumPy, with long runs, single ids and ids that do not occur."""
+    monkeypatch.setattr(module, "ONE_HOT_LIMIT", limit)
+    ids = mx.random.randint(0, n_ids, (n_rows,), key=mx.random.key(1))
+    rows = mx.random.normal((n_rows, 3), key=mx.random.key(2))
+    want = np.zeros((n_ids, 3))
+    np.add.at(want, np.array(ids), np.array(rows, dtype=np.float64))
+    got = np.array(mx.compile(lambda r, i: sum_rows(r, i, n_ids))(rows, ids))
+    assert np.abs(got - want).max() < 1e-5 * max(1.0, np.abs(want).max())
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 26], ids=["by runs", "one-hot"])
+def test_gradient(limit, monkeypatch):
+    """Of the function that a GPU uses, against MLX's own; and the same bits from every call, on whatever device."""
+    monkeypatch.setattr(module, "ONE_HOT_LIMIT", limit)
+    table = mx.random.normal((11, 4), key=mx.random.key(3))
+    ids = mx.random.randint(0, 11, (3, 50), key=mx.random.key(4))
+    loss = lambda look_up: lambda t: (look_up(t, ids) ** 3).sum()
+    want = mx.grad(loss(lambda t, i: t[i]))(table)
+    draws = [mx.grad(loss(module._embed))(table) for _ in range(5)]
+    assert mx.abs(draws[0] - want).max().item() < 1e-4
+    assert all(mx.array_equal(d, draws[0]).item() for d in draws)
+    assert mx.array_equal(embed(table, ids), table[ids]).item()
