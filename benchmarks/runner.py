@@ -5,6 +5,9 @@
 Both train a llama of the same shapes on the same batches, in the same precision, with AdamW and clipping; they take
 turns, and the medians of their step times are compared. The runner's time is that of its steps, batches included, as
 `perf/tokens_per_s` counts it: without logging and evaluation.
+
+The bare loop looks tokens up by `lmxexp.ops.embed`, as the model does, so that the loops alone differ: on a GPU and with
+few distinct tokens, the gradient of MLX's own look-up takes longer than all the rest. `--mlx-embedding` shows that.
 """
 
 import argparse
@@ -23,6 +26,7 @@ from mlx.utils import tree_map
 
 from lmxexp import device
 from lmxexp.logger.loggers import Loggers
+from lmxexp.ops.embed import embed
 from lmxexp.optim.build import build_optimizer
 from lmxexp.train.precision import DTYPES, resolve
 from lmxexp.train.trainer import Trainer
@@ -35,6 +39,9 @@ parser.add_argument("--batch-size", type=int, default=8)
 parser.add_argument("--seq-len", type=int, default=256)
 parser.add_argument("--steps", type=int, default=10, help="in each turn")
 parser.add_argument("--turns", type=int, default=7)
+parser.add_argument(
+    "--mlx-embedding", dest="ordered", action="store_false", help="the bare loop looks up tokens as MLX does"
+)
 
 
 class Attention(nn.Module):
@@ -67,14 +74,15 @@ class Layer(nn.Module):
 
 
 class Llama(nn.Module):
-    def __init__(self, v, d, n, h, k, f):
+    def __init__(self, v, d, n, h, k, f, ordered):
         super().__init__()
+        self.ordered = ordered
         self.embed = nn.Embedding(v, d)
         self.layers = [Layer(d, h, k, f) for _ in range(n)]
         self.norm = nn.RMSNorm(d)
 
     def __call__(self, tokens):
-        x = self.embed(tokens)
+        x = embed(self.embed.weight, tokens) if self.ordered else self.embed(tokens)
         for layer in self.layers:
             x = layer(x)
         return self.embed.as_linear(self.norm(x))
@@ -82,7 +90,7 @@ class Llama(nn.Module):
 
 def bare_loop(args, d_ff, n_kv_heads, vocab_size, precision, batches):
     """``turn(n)``: seconds of ``n`` steps."""
-    model = Llama(vocab_size, args.d_model, args.n_layers, args.n_heads, n_kv_heads, d_ff)
+    model = Llama(vocab_size, args.d_model, args.n_layers, args.n_heads, n_kv_heads, d_ff, args.ordered)
     optimizer = optimizers.AdamW(learning_rate=1e-3, betas=[0.9, 0.95], weight_decay=0.1, bias_correction=True)
     mx.eval(model.parameters())
     optimizer.init(model.trainable_parameters())

@@ -63,7 +63,9 @@ def test_data_files(tmp_path):
     (tmp_path / "short.txt").write_text("too short")
     for name in ("empty", "binary"):
         fails(tmp_path, *small(tmp_path, f"data.path={name}.txt"), says=f"data.path={name}.txt")
-    fails(tmp_path, *small(tmp_path, "data.path=short.txt"), says=("train.seq_len=16 needs at least 17 tokens", "has 8"))
+    fails(
+        tmp_path, *small(tmp_path, "data.path=short.txt"), says=("train.seq_len=16 needs at least 17 tokens", "has 8")
+    )
 
 
 @pytest.fixture(scope="module")
