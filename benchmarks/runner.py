@@ -6,8 +6,8 @@ Both train a llama of the same shapes on the same batches, in the same precision
 turns, and the medians of their step times are compared. The runner's time is that of its steps, batches included, as
 `perf/tokens_per_s` counts it: without logging and evaluation.
 
-The bare loop looks tokens up by `lmxexp.ops.embed`, as the model does, so that the loops alone differ: on a GPU and with
-few distinct tokens, the gradient of MLX's own look-up takes longer than all the rest. `--mlx-embedding` shows that.
+The bare loop looks tokens up by `lmxexp.ops.embed`, as the model does, so that the loops alone differ: on a GPU and
+with few distinct tokens, the gradient of MLX's own look-up takes longer than all the rest (see `--mlx-embedding`).
 """
 
 import argparse

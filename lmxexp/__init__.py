@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["__version__", "build_model", "compose", "load", "run"]
 
-# MLX lets fp32 products run in TF32 (10 bits of mantissa) on GPUs that can. Here fp32 means fp32, and bf16 is asked for by
-# name: two designs must not differ by what their products were rounded to. MLX reads it at its first product.
+# MLX lets fp32 products run in TF32 (10 bits of mantissa) on GPUs that can. Here fp32 means fp32, and bf16 is asked for
+# by name: two designs must not differ by what their products were rounded to. MLX reads it at its first product.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
 # A fast BLAS has to be in the process before mlx.core is, and every import of ours passes here first.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from lmxexp.interfaces import Schedule
+from lmxexp.ops.once import once
 from lmxexp.optim.checks import check_fraction, check_positive
 from lmxexp.optim.full_precision import FullPrecision, zeros
 
@@ -78,7 +79,7 @@ class Adafactor(FullPrecision):
         return change
 
     def _inverse_root_mean_square(self, squared: mx.array, state: dict[str, mx.array]) -> mx.array:
-        new = self.step.astype(mx.float32) ** -self.decay_rate  # 1 at the first step: there is no bias to correct
+        new = once(self.step.astype(mx.float32) ** -self.decay_rate)  # 1 at the first step: there is no bias to correct
         if squared.ndim < 2:
             state["v"] = (1 - new) * state["v"] + new * squared
             return mx.rsqrt(state["v"])

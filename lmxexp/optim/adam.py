@@ -7,6 +7,7 @@ import math
 import mlx.core as mx
 
 from lmxexp.interfaces import Schedule
+from lmxexp.ops.once import once
 from lmxexp.optim.checks import check_betas, check_positive
 from lmxexp.optim.full_precision import FullPrecision, zeros
 
@@ -46,8 +47,9 @@ class Adam(FullPrecision):
         beta1, beta2 = self.betas
         state["m"] = beta1 * state["m"] + (1 - beta1) * gradient
         state["v"] = beta2 * state["v"] + (1 - beta2) * mx.square(gradient)
-        root_mean_square = mx.sqrt(state["v"]) / mx.sqrt(self._weight_so_far(beta2))
-        return (self.learning_rate / self._weight_so_far(beta1)) * state["m"] / (root_mean_square + self.eps)
+        rate = once(self.learning_rate / self._weight_so_far(beta1))
+        root_mean_square = mx.sqrt(state["v"]) * once(mx.rsqrt(self._weight_so_far(beta2)))
+        return rate * state["m"] / (root_mean_square + self.eps)
 
     def _weight_so_far(self, beta: float) -> mx.array:
         """``1 - beta**step``, exact to fp32 where beta is close to 1."""

@@ -12,6 +12,7 @@ import mlx.core as mx
 from mlx.optimizers import MultiOptimizer, Optimizer
 
 from lmxexp.interfaces import ConfigError, Schedule
+from lmxexp.ops.once import once
 from lmxexp.optim.checks import check_learning_rate
 
 
@@ -68,7 +69,7 @@ def _on_schedule(factory: functools.partial, schedule: Schedule, peaks: list[flo
         if name == "learning_rate":
             peak = check_learning_rate(value)
             peaks.append(peak)
-            return lambda step: (peak * schedule(step)).astype(mx.float32)
+            return lambda step: once((peak * schedule(step)).astype(mx.float32))
         if isinstance(value, functools.partial):
             with _inside(name):
                 inner = _on_schedule(value, schedule, peaks)

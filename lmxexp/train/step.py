@@ -10,6 +10,7 @@ from mlx.utils import tree_map
 
 from lmxexp.interfaces import Aux, Batch, Loss
 from lmxexp.model.language_model import LanguageModel
+from lmxexp.ops.once import once
 from lmxexp.ops.trees import by_path
 from lmxexp.optim.build import learning_rates
 from lmxexp.train.precision import cast
@@ -92,7 +93,7 @@ class TrainStep:
     def _update(self, params: Any, gradient: Any, loss: mx.array, aux: Aux) -> Arrays:
         norm = global_norm(gradient)
         if self.max_grad_norm is not None:
-            factor = mx.minimum(self.max_grad_norm / (norm + 1e-6), 1.0)
+            factor = once(mx.minimum(self.max_grad_norm / (norm + 1e-6), 1.0))
             gradient = tree_map(lambda g: g * factor.astype(g.dtype), gradient)
         self.model.update(self.optimizer.apply_gradients(gradient, params))
         shown = {f"train/{name}": value for name, value in aux.items() if name not in ("nll", "n_targets")}

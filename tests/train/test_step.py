@@ -96,8 +96,9 @@ def test_gradient_norm_and_clipping():
         )
 
 
-def test_mixed_precision_keeps_fp32_weights():
-    step = make_step(compute_dtype=mx.bfloat16)
+@pytest.mark.parametrize("n_micro", [1, 4])
+def test_mixed_precision_keeps_fp32_weights(n_micro):
+    step = make_step(compute_dtype=mx.bfloat16, n_micro=n_micro)
     scalars, params = run(step, RandomTokens(), n=6)
     assert {p.dtype for p in params.values()} == {mx.float32}
     want, _ = run(make_step(), RandomTokens(), n=6)
