@@ -212,6 +212,8 @@ def _no_such(parts: list[str], i: int, names: list[str], cfg: DictConfig | None,
             return f"no such group or key; did you mean {shorten('.'.join([elsewhere[0], *parts[1:]]))}?"
         groups = [*short_names(), *(g for g in known_groups(loader) if "/" not in g)]
         close = near(parts[0], [*groups, *names])
+        if close == parts[0]:  # callback=[] callback.sample.every=5
+            return f"no kind of {close} is chosen here that has it"
         if close is not None:
             what = "group" if close in groups and len(parts) == 1 else "key"
             return f"no such {what}; did you mean {'.'.join([close, *parts[1:]])}?"

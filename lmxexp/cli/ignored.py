@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -32,7 +33,9 @@ def find(cfg: DictConfig, overrides: list[str], read: ReadSettings) -> Iterator[
         key, text = override.key_or_group, override.input_line or ""
         if override.is_delete() or override.is_hydra_override():
             continue
-        if conf.is_group(key) and not isinstance(override.value(), dict):
+        if key.split(".")[0] == "tokenizer" and not _reads_tokenizer(cfg):
+            yield key, f"{text} would be ignored: data={cfg.choice.data} is no text, and takes no tokenizer"
+        elif conf.is_group(key) and not isinstance(override.value(), dict):
             if key.split("/")[0] not in _FREE_GROUPS:
                 yield from _unread_kind(cfg, key, override.package, text, read)
         else:
@@ -56,6 +59,11 @@ def _unread_kind(
         unread = [] if read.is_read(node_path) else [node_path]
     if unread:
         yield node_path, f"{text} would be ignored: nothing in this run reads {unread[0]}{_who_could(unread[0])}"
+
+
+def _reads_tokenizer(cfg: DictConfig) -> bool:
+    """Whether the source makes tokens from text: one that does not says so by ``reads_tokenizer = False``."""
+    return getattr(pkgutil.resolve_name(cfg.data["_target_"]), "reads_tokenizer", True)
 
 
 def _leaves(key: str, value: Any) -> Iterator[str]:

@@ -45,6 +45,8 @@ class Mqar:
     once and repeated; here none is, and token 0, which is left free there, is a key like the others.
     """
 
+    reads_tokenizer = False
+
     def __init__(
         self,
         seq_len: int,

@@ -68,6 +68,12 @@ def test_data_files(tmp_path):
     )
 
 
+def test_what_has_no_place_here(tmp_path):
+    fails(tmp_path, "data=mqar", "tokenizer=bpe", says="tokenizer=bpe would be ignored: data=mqar")
+    fails(tmp_path, "data=mqar", "tokenizer=bpe", "tokenizer.vocab_size=300", says="tokenizer.vocab_size=300 would be")
+    fails(tmp_path, "callback=[]", "callback.sample.every=5", says="no kind of callback is chosen here that has it")
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A finished run and its directory."""
