@@ -3,12 +3,10 @@
 import copy
 import json
 import math
-import os
 import statistics
 import sys
 import time
 import uuid
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,10 +15,9 @@ import mlx.core as mx
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from lmxexp import blas, device
+from lmxexp import blas, device, run_files
 from lmxexp.cli.validate import check
 from lmxexp.interfaces import ConfigError, RunInfo, Source, Tokenizer
-from lmxexp.logger.jsonl import read_metrics
 from lmxexp.logger.loggers import Loggers
 from lmxexp.model.language_model import LanguageModel
 from lmxexp.ops.trees import by_path
@@ -89,8 +86,8 @@ def run(cfg: DictConfig, run_dir: str | Path | None = None) -> RunResult:
     cfg = copy.deepcopy(cfg)  # instantiate resolves interpolations in place
     if (warning := blas.warning()) is not None:
         print(warning, file=sys.stderr)
-    directory = Path(cfg.resume or run_dir or _new_run_dir(cfg))
-    before = _record_to_resume(directory) if cfg.resume else {}
+    directory = Path(cfg.resume or run_dir or run_files.new_run_dir(cfg))
+    before = run_files.load_record(directory) if cfg.resume else {}
     newest = checkpoint.newest(directory / "checkpoints") if cfg.resume else None
     saved = checkpoint.read(newest) if newest else None  # none: killed before the first, it starts over
     directory.mkdir(parents=True, exist_ok=True)
@@ -148,11 +145,11 @@ def run(cfg: DictConfig, run_dir: str | Path | None = None) -> RunResult:
     )
     if saved:
         trainer.restore(saved)
-        trainer.history = [line for line in _logged(directory) if line["step"] <= saved.step]
-    _save_config(unresolved, config, directory)
+        trainer.history = [line for line in run_files.logged(directory) if line["step"] <= saved.step]
+    run_files.save_config(unresolved, config, directory)
     if source.tokenizer is not None:
         source.tokenizer.save(directory / "tokenizer.json")
-    _write_json(directory / "run.json", record)
+    run_files.write_json(directory / "run.json", record)
     info = RunInfo(
         run_dir=directory,
         run_id=run_id,
@@ -183,8 +180,8 @@ def _fit(trainer: Trainer, logger: Loggers, info: RunInfo) -> RunResult:
     finally:
         summary = {"status": status, "error": error, **_summary(trainer), "seconds": time.perf_counter() - start}
         try:
-            _write_json(info.run_dir / "summary.json", summary)
-            _write_json(info.run_dir / "run.json", {**info.record, "status": status, "error": error})
+            run_files.write_json(info.run_dir / "summary.json", summary)
+            run_files.write_json(info.run_dir / "run.json", {**info.record, "status": status, "error": error})
         except OSError as e:
             if error is None:
                 raise
@@ -233,12 +230,12 @@ def load(run_dir: str | Path, which: str = "newest") -> LoadedRun:
         ConfigError: not a run, or no such checkpoint.
     """
     directory = Path(run_dir)
-    cfg = load_config(directory)
+    cfg = run_files.load_config(directory)
     path = {"newest": checkpoint.newest, "best": checkpoint.best}[which](directory / "checkpoints")
     if path is None:
         raise ConfigError(f"{directory} has no {which} checkpoint: was the run stopped before its first?")
     saved = checkpoint.read(path)
-    record = json.loads((directory / "run.json").read_text())
+    record = run_files.load_record(directory)
     model = build_model(cfg, vocab_size=record["vocab_size"])
     if record["precision"] == "bf16":
         model.set_dtype(mx.bfloat16)
@@ -248,19 +245,6 @@ def load(run_dir: str | Path, which: str = "newest") -> LoadedRun:
     model.eval()
     tokenizer = directory / "tokenizer.json"
     return LoadedRun(model, load_tokenizer(tokenizer) if tokenizer.exists() else None, cfg, saved.step)
-
-
-def load_config(run_dir: Path) -> DictConfig:
-    """The resolved configuration of the run in a directory.
-
-    Raises:
-        ConfigError: the directory is missing or holds no run.
-    """
-    if not (run_dir / "config.yaml").is_file() or not (run_dir / "run.json").is_file():
-        raise ConfigError(f"{run_dir} is not the directory of a run: it has no config.yaml and run.json")
-    cfg = OmegaConf.load(run_dir / "config.yaml")
-    assert isinstance(cfg, DictConfig)
-    return cfg
 
 
 def _finished(saved: checkpoint.Checkpoint, cfg: DictConfig, run_dir: Path) -> RunResult | None:
@@ -277,11 +261,6 @@ def _finished(saved: checkpoint.Checkpoint, cfg: DictConfig, run_dir: Path) -> R
     return _result(run_dir, content)
 
 
-def _logged(run_dir: Path) -> list[dict[str, Any]]:
-    file = run_dir / "metrics.jsonl"
-    return read_metrics(file) if file.exists() else []
-
-
 def _build_source(cfg: DictConfig) -> Source:
     return instantiate(cfg.data, _convert_="all")(tokenizer=instantiate(cfg.tokenizer, _convert_="all"))
 
@@ -289,19 +268,6 @@ def _build_source(cfg: DictConfig) -> Source:
 def _chosen(cfg: DictConfig, group: str) -> dict[str, Any]:
     """The objects of a group of which any number may be chosen, by name; with none chosen the group is absent."""
     return instantiate(cfg[group], _convert_="all") if cfg.get(group) else {}
-
-
-def _record_to_resume(run_dir: Path) -> dict[str, Any]:
-    load_config(run_dir)
-    return json.loads((run_dir / "run.json").read_text())
-
-
-def _new_run_dir(cfg: DictConfig) -> Path:
-    now = time.time()
-    clock = time.localtime(now)
-    outputs = os.environ.get("LMXEXP_OUTPUTS", "outputs")
-    name = f"{time.strftime('%H-%M-%S', clock)}-{int(now % 1 * 1e6):06d}_{cfg.name}"
-    return Path(outputs) / "runs" / time.strftime("%Y-%m-%d", clock) / name
 
 
 def _start_clean(seed: int) -> None:
@@ -318,21 +284,3 @@ def _params_by_part(model: LanguageModel) -> dict[str, int]:
         part = keys[1] if keys[0] == "layers" else keys[0]
         parts[part] = parts.get(part, 0) + p.size
     return parts
-
-
-def _save_config(unresolved: str, config: Mapping[str, Any], directory: Path) -> None:
-    """``config.yaml``, resolved, and ``.hydra/config.yaml`` with its interpolations, from which a run is resumed."""
-    (directory / ".hydra").mkdir(exist_ok=True)
-    _write(directory / ".hydra" / "config.yaml", unresolved)
-    _write(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    _write(path, json.dumps(content, indent=1, default=str) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file in one piece: whoever reads it meanwhile sees the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -1,0 +1,66 @@
+"""The files of a run's directory, beside its checkpoints and what loggers write."""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from lmxexp.interfaces import ConfigError
+from lmxexp.logger.jsonl import FILE_NAME, read_metrics
+
+
+def new_run_dir(cfg: DictConfig) -> Path:
+    """A name for the directory of a new run, as ``conf/hydra/default.yaml`` makes it on the command line."""
+    now = time.time()
+    clock = time.localtime(now)
+    outputs = os.environ.get("LMXEXP_OUTPUTS", "outputs")
+    name = f"{time.strftime('%H-%M-%S', clock)}-{int(now % 1 * 1e6):06d}_{cfg.name}"
+    return Path(outputs) / "runs" / time.strftime("%Y-%m-%d", clock) / name
+
+
+def load_config(run_dir: Path) -> DictConfig:
+    """The resolved configuration of the run in a directory.
+
+    Raises:
+        ConfigError: the directory is missing or holds no run.
+    """
+    if not (run_dir / "config.yaml").is_file() or not (run_dir / "run.json").is_file():
+        raise ConfigError(f"{run_dir} is not the directory of a run: it has no config.yaml and run.json")
+    cfg = OmegaConf.load(run_dir / "config.yaml")
+    assert isinstance(cfg, DictConfig)
+    return cfg
+
+
+def load_record(run_dir: Path) -> dict[str, Any]:
+    """``run.json``; raises as `load_config` does."""
+    load_config(run_dir)
+    return json.loads((run_dir / "run.json").read_text())
+
+
+def logged(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of ``metrics.jsonl``; none where that logger was not chosen."""
+    file = run_dir / FILE_NAME
+    return read_metrics(file) if file.exists() else []
+
+
+def save_config(unresolved: str, config: Mapping[str, Any], directory: Path) -> None:
+    """``config.yaml``, resolved, and ``.hydra/config.yaml`` with its interpolations, from which a run is resumed."""
+    (directory / ".hydra").mkdir(exist_ok=True)
+    _write(directory / ".hydra" / "config.yaml", unresolved)
+    _write(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file in one piece."""
+    _write(path, json.dumps(content, indent=1, default=str) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file in one piece: whoever reads it meanwhile sees the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
