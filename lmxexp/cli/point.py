@@ -82,8 +82,6 @@ class Points:
             with open_dict(cfg):
                 cfg.sweep = Path(hydra.sweep.dir).name
         check(cfg, typed)
-        if self.plan is not None:
-            self.plan.remember(cfg)
 
         from lmxexp.run import run  # MLX and all the rest: only where something is trained
 

@@ -6,7 +6,6 @@ may change; what the numbers so far were computed with may not.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,15 +75,6 @@ class Plan:
                 ]
             )
         return cfg
-
-    def remember(self, cfg: DictConfig) -> None:
-        """Keep the configuration that goes on, so that the next ``resume`` starts from it."""
-        file = self.run_dir / ".hydra" / "config.yaml"
-        text = OmegaConf.to_yaml(cfg)
-        if file.is_file() and file.read_text(encoding="utf-8") != text:
-            temporary = file.with_suffix(".tmp")
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, file)
 
 
 def plan(overrides: list[str]) -> Plan | None:

@@ -50,10 +50,9 @@ class CommandLine:
         # What a run leaves for `resume`.
         (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
         (run_dir / "run.json").write_text("{}")
-        if not (run_dir / "config.yaml").exists():
-            (run_dir / ".hydra").mkdir(exist_ok=True)
-            OmegaConf.save(cfg, run_dir / ".hydra" / "config.yaml")
-            OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
+        (run_dir / ".hydra").mkdir(exist_ok=True)
+        OmegaConf.save(cfg, run_dir / ".hydra" / "config.yaml")
+        OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
         return self.behave(cfg, run_dir) if callable(self.behave) else Result(run_dir)
 
 
