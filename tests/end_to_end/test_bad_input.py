@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lmxexp import compose, run
-from tests.end_to_end.processes import TEXT, assert_same_run, lmxexp, small
+from tests.end_to_end.processes import assert_same_run, lmxexp, small
 
 
 def fails(cwd: Path, *args: str, says: str | tuple[str, ...]) -> subprocess.CompletedProcess:
@@ -160,4 +160,3 @@ def test_traceback_on_request(tmp_path):
     done = lmxexp(*small(tmp_path, "model.n_heads=3", "debug.traceback=true"), cwd=tmp_path)
     assert done.returncode == 1
     assert "Traceback" in done.stderr
-    assert TEXT
