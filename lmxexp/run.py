@@ -126,7 +126,7 @@ def run(cfg: DictConfig, run_dir: str | Path | None = None) -> RunResult:
         "matmul_gflops": peak_gflops,
         "data": {"fingerprint": source.fingerprint, **source.record},
         "started": before.get("started", now),
-        "resumed": [*before.get("resumed", []), *([{"at": now, "step": saved.step if saved else 0}] if before else [])],
+        "resumed": [*before.get("resumed", []), {"at": now, "step": saved.step if saved else 0}] if before else [],
         **environment_record(sys.argv),
     }
     logger = Loggers(_chosen(cfg, "logger"))

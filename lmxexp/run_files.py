@@ -28,8 +28,7 @@ def load_config(run_dir: Path) -> DictConfig:
     Raises:
         ConfigError: the directory is missing or holds no run.
     """
-    if not (run_dir / "config.yaml").is_file() or not (run_dir / "run.json").is_file():
-        raise ConfigError(f"{run_dir} is not the directory of a run: it has no config.yaml and run.json")
+    _require_run(run_dir)
     cfg = OmegaConf.load(run_dir / "config.yaml")
     assert isinstance(cfg, DictConfig)
     return cfg
@@ -37,7 +36,7 @@ def load_config(run_dir: Path) -> DictConfig:
 
 def load_record(run_dir: Path) -> dict[str, Any]:
     """``run.json``; raises as `load_config` does."""
-    load_config(run_dir)
+    _require_run(run_dir)
     return json.loads((run_dir / "run.json").read_text())
 
 
@@ -57,6 +56,11 @@ def save_config(unresolved: str, config: Mapping[str, Any], directory: Path) -> 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file in one piece."""
     _write(path, json.dumps(content, indent=1, default=str) + "\n")
+
+
+def _require_run(run_dir: Path) -> None:
+    if not (run_dir / "config.yaml").is_file() or not (run_dir / "run.json").is_file():
+        raise ConfigError(f"{run_dir} is not the directory of a run: it has no config.yaml and run.json")
 
 
 def _write(path: Path, text: str) -> None:

@@ -48,7 +48,7 @@ class Progress:
 @dataclass
 class StepClock:
     """Time spent in training steps, without evaluation, logging, checkpoints, and without the first step of the
-    process, which compiles."""
+    process, which compiles. What the device still has to do when the scalars are known counts for the next step."""
 
     steps: int = 0
     seconds: float = 0.0

@@ -90,6 +90,24 @@ def test_from_the_command_line(tmp_path):
     assert "is finished" in finished.stdout
 
 
+def test_killed_before_its_first_checkpoint(tmp_path):
+    """It starts over, in the same directory and as the same run, and leaves the lines of no other future."""
+    overrides = small(tmp_path, "train.steps=60", "train.checkpoint_every=50")
+    directory = tmp_path / "killed"
+    process = start(*overrides, f"hydra.run.dir={directory}", cwd=tmp_path)
+    wait_for_steps(directory, 5, process)
+    process.kill()
+    process.wait()
+    assert not (directory / "checkpoints").exists()
+    run_id = json.loads((directory / "run.json").read_text())["run_id"]
+    assert lmxexp(f"resume={directory}", cwd=tmp_path).returncode == 0
+    record = json.loads((directory / "run.json").read_text())
+    assert record["run_id"] == run_id
+    assert [r["step"] for r in record["resumed"]] == [0]
+    run(compose(overrides), tmp_path / "whole")
+    assert_same_run(directory, tmp_path / "whole")
+
+
 def test_more_steps_go_on_from_a_finished_run(tmp_path):
     overrides = small(tmp_path, "schedule=constant")
     short = run(compose(overrides), tmp_path / "run")
@@ -128,11 +146,8 @@ def test_twenty_kills_lose_nothing(tmp_path):
         process.wait()
         kills += 1
         in_writing += any((directory / "checkpoints").glob(".tmp-*"))
-        if list((directory / "checkpoints").glob("step_*")):
+        if (directory / "run.json").exists():  # or it was killed before it was a run
             args = [f"resume={directory}"]
-        elif directory.exists():
-            directory = tmp_path / f"killed{kills}"  # nothing was saved yet: nothing to go on from
-            args = [*overrides, f"hydra.run.dir={directory}"]
     final = lmxexp(*args, cwd=tmp_path, timeout=300)
     assert final.returncode == 0, final.stderr
     assert_same_run(directory, tmp_path / "whole")

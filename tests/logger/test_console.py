@@ -204,3 +204,13 @@ def test_time_left_follows_the_pace_since_the_first_log(monkeypatch):
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3661, "1:01:01")])
 def test_duration(seconds, text):
     assert duration(seconds) == text
+
+
+def test_a_part_that_was_shown_is_named_afterwards():
+    """The palette once, and in the network by name; an empty slot, which has no settings, as it is."""
+    part, empty = {"_target_": "mine.Part", "size": 3}, {"_target_": "mine.none"}
+    config = {"model": {"net": {"_target_": "mine.Net", "part": part, "slot": empty}, "part": part, "slot": empty}}
+    lines = [line.strip("│├└─ ") for line in _render(config_tree(config)).splitlines()]
+    assert lines.count("size  3") == 1
+    assert "part  = model.part" in lines
+    assert lines.count("slot  mine.none") == 2

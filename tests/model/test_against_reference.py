@@ -82,3 +82,18 @@ def test_attention_dropout_keeps_the_mean():
     assert mx.array_equal(model(tokens()), model(tokens())).item()
     model.train()
     assert not mx.array_equal(model(tokens()), model(tokens())).item()
+
+
+def test_one_module_in_two_places_is_refused(monkeypatch):
+    """A component without ``_partial_`` would be one instance, tied over all layers."""
+    import mlx.nn as nn
+
+    from lmxexp import build_model, compose
+    from lmxexp.interfaces import ConfigError
+    from lmxexp.model.block.residual import ResidualBlock
+
+    shared = nn.RMSNorm(128)
+    init = ResidualBlock.__init__
+    monkeypatch.setattr(ResidualBlock, "__init__", lambda self, **k: init(self, **{**k, "norm": lambda d: shared}))
+    with pytest.raises(ConfigError, match="one module instance stands in two places"):
+        build_model(compose([]), vocab_size=9)
