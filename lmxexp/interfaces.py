@@ -39,8 +39,13 @@ class ConfigError(ValueError):
 # --- model ----------------------------------------------------------------------------------------------------------
 
 Aux = dict[str, mx.array]
-"""Scalars that a module returns beside its output. A name that ends in ``_loss`` is added to the training loss
-(already weighted); every other is logged. Summed over layers."""
+"""What a module returns beside its output, by name. A scalar whose name ends in ``_loss`` is added to the training loss
+(already weighted) and summed over layers. Everything else, scalars and vectors, is kept apart by layer, as
+``name/layer``: logged, and after the update handed back to the layer's modules that have ``after_update(aux)`` (state
+that no gradient moves, such as the bias that balances experts)."""
+
+Shared = dict[str, mx.array]
+"""What a layer hands on to later ones within one forward pass, such as the first layer's values."""
 
 
 class Cache(Protocol):
@@ -60,9 +65,10 @@ class Cache(Protocol):
 
 
 class Mixer(Protocol):
-    """Mixes information over positions. Made by ``factory(d_model, layer_idx=i)``.
+    """Mixes information over positions. Made by ``factory(d_model=, layer_idx=)``.
 
-    The mixer makes its own mask and its own cache: a window or a chunk is part of what a kind is.
+    The mixer makes its own mask and its own cache: a window or a chunk is part of what a kind is. One with a true
+    attribute ``takes_shared`` is called with ``shared=`` as well, a `Shared` that all layers of the pass write and read.
     """
 
     def __call__(self, x: mx.array, *, cache: Any = None, segment_ids: mx.array | None = None) -> mx.array:
@@ -83,7 +89,7 @@ class Mixer(Protocol):
 
 
 class Position(Protocol):
-    """How a mixer learns about order, inside attention. Made by ``factory(head_dim, n_heads)``."""
+    """How a mixer learns about order, inside attention. Made by ``factory(head_dim=, n_heads=)``."""
 
     def rotate(self, q: mx.array, k: mx.array, offset: int) -> tuple[mx.array, mx.array]:
         """``(B, H, L, C), (B, K, L, C)`` to the same; ``offset`` is the position of the first of the L."""
@@ -107,18 +113,28 @@ class PositionEmbedding(Protocol):
 
 
 class FeedForward(Protocol):
-    """Works on each position alone. Made by ``factory(d_model)``."""
+    """Works on each position alone. Made by ``factory(d_model=)``.
+
+    One whose weights are not all ``nn.Linear`` has ``weight_flops() -> int``: FLOPs of a forward pass per position in
+    products with its other weights, active experts alone.
+    """
 
     def __call__(self, x: mx.array) -> tuple[mx.array, Aux]:
-        """``(B, L, D) -> (B, L, D)`` and auxiliary scalars; a dense one returns ``(y, {})``."""
+        """``(B, L, D) -> (B, L, D)`` and what goes beside it; a dense one returns ``(y, {})``."""
         ...
 
 
 class Block(Protocol):
-    """One layer: where norms, mixer and feed-forward stand. Made by ``factory(d_model, layer_idx=i)``."""
+    """One layer: where norms, mixer and feed-forward stand. Made by
+    ``factory(d_model=, layer_idx=, mixer=, ffn=)`` with factories of the two; either may be None, or build None."""
 
     def __call__(
-        self, x: mx.array, *, cache: Any = None, segment_ids: mx.array | None = None
+        self,
+        x: mx.array,
+        *,
+        cache: Any = None,
+        segment_ids: mx.array | None = None,
+        shared: Shared | None = None,
     ) -> tuple[mx.array, Aux]: ...
 
     def make_cache(self) -> Cache | None: ...

@@ -1,6 +1,14 @@
-"""What attention keeps between calls in decoding."""
+"""What layers keep between calls in decoding."""
 
 import mlx.core as mx
+
+
+class NoState:
+    """Of a layer without a mixer: counts positions and holds nothing. The model counts on its behalf."""
+
+    def __init__(self) -> None:
+        self.offset = 0
+        self.state: list[mx.array] = []
 
 
 class KVCache:
@@ -58,4 +66,27 @@ class WindowCache:
             keys = mx.concatenate([self._kept[0][:, :, -reach:], keys], axis=2)
             values = mx.concatenate([self._kept[1][:, :, -reach:], values], axis=2)
         self._kept = (keys[:, :, -self.window :], values[:, :, -self.window :])
+        return keys, values
+
+
+class ChunkCache:
+    """Keys and values of the chunk that is not full yet."""
+
+    def __init__(self, chunk: int) -> None:
+        self.offset = 0
+        self.chunk = chunk
+        self._kept: tuple[mx.array, mx.array] | None = None
+
+    @property
+    def state(self) -> list[mx.array]:
+        return [] if self._kept is None else list(self._kept)
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Append ``(B, K, L, C)`` keys and values; return them behind the rest of the chunk that they go on with."""
+        self.offset += keys.shape[2]
+        if self._kept is not None:
+            keys = mx.concatenate([self._kept[0], keys], axis=2)
+            values = mx.concatenate([self._kept[1], values], axis=2)
+        first = keys.shape[2] - self.offset % self.chunk
+        self._kept = (keys[:, :, first:], values[:, :, first:])
         return keys, values

@@ -1,12 +1,15 @@
 """A decoder-only language model, composed of whatever kinds it is given."""
 
+import inspect
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from lmxexp.interfaces import Aux, ConfigError, Factory
+from lmxexp.interfaces import Aux, ConfigError, Factory, Shared
+from lmxexp.model.cache import NoState
 from lmxexp.ops.trees import by_path
 
 
@@ -19,10 +22,14 @@ class LanguageModel(nn.Module):
         n_layers: blocks in the stack.
         embedding: factory of tokens to vectors and vectors to logits, see `lmxexp.model.embedding`.
         norm: factory of the norm before the head.
-        blocks: factories of a `Block`, by name.
+        block: factory of a `Block`: where norms and sublayers stand.
+        blocks: what a layer is made of, by name: ``mixer`` and ``ffn``, factories or None; where it differs from the
+            rest, a ``block`` of its own; and ``slots``, arguments of the mixer's factory that this layer fills
+            otherwise (``position: null`` in layers without positions), for mixers that have such a slot.
         pattern: the stack as names of ``blocks``: ``first`` once, ``repeat`` as often as ``n_layers`` needs (a last
             repetition may be cut short), ``last`` once.
         position_embedding: factory of a `PositionEmbedding`, or None.
+        embedding_norm: factory of a norm on the embedded input, or None.
         logit_softcap: factory of a function on the logits; one that returns None leaves the slot empty.
         dropout: probability of dropping an element of the embedded input in training.
 
@@ -37,9 +44,11 @@ class LanguageModel(nn.Module):
         n_layers: int,
         embedding: Factory,
         norm: Factory,
-        blocks: Mapping[str, Factory],
+        block: Factory,
+        blocks: Mapping[str, Mapping[str, Any]],
         pattern: Mapping[str, Sequence[str]],
         position_embedding: Factory | None = None,
+        embedding_norm: Factory | None = None,
         logit_softcap: Factory | None = None,
         dropout: float = 0.0,
     ):
@@ -49,12 +58,14 @@ class LanguageModel(nn.Module):
                 raise ConfigError(f"model.{key}={value} must be at least 1")
         if not 0.0 <= dropout < 1.0:
             raise ConfigError(f"model.dropout={dropout} must be in [0, 1)")
-        self.vocab_size = vocab_size
+        self.vocab_size, self.d_model = vocab_size, d_model
         self.embedding = embedding(vocab_size=vocab_size, d_model=d_model)
         self.position_embedding = position_embedding(d_model=d_model) if position_embedding else None
+        self.embedding_norm = embedding_norm(d_model) if embedding_norm else None
         self.embedding_dropout = nn.Dropout(dropout)
         self.layers = [
-            blocks[name](d_model=d_model, layer_idx=i) for i, name in enumerate(lay_out(n_layers, pattern, blocks))
+            _build_layer(d_model, i, block, **blocks[name])
+            for i, name in enumerate(lay_out(n_layers, pattern, blocks))
         ]
         self.norm = norm(d_model)
         self.logit_softcap = logit_softcap() if logit_softcap else None
@@ -67,23 +78,43 @@ class LanguageModel(nn.Module):
     def hidden(
         self, tokens: mx.array, *, cache: Sequence[Any] | None = None, segment_ids: mx.array | None = None
     ) -> tuple[mx.array, Aux]:
-        """``(B, L)`` token ids to ``(B, L, D)`` after the last norm, and the blocks' auxiliary scalars, summed.
+        """``(B, L)`` token ids to ``(B, L, D)`` after the last norm, and what the layers return beside (see `Aux`).
 
         Args:
             cache: one per layer, from `make_cache`; brought up to date in place.
             segment_ids: ``(B, L)``; positions of different segments do not see each other.
         """
-        offset = 0 if cache is None else next((c.offset for c in cache if c is not None), 0)
+        offset = cache[0].offset if cache else 0
         x = self.embedding.embed(tokens)
         if self.position_embedding is not None:
             x = self.position_embedding(x, offset)
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x)
         x = self.embedding_dropout(x)
         aux: Aux = {}
-        for layer, layer_cache in zip(self.layers, cache or [None] * len(self.layers), strict=True):
-            x, layer_aux = layer(x, cache=layer_cache, segment_ids=segment_ids)
+        shared: Shared = {}
+        for i, (layer, layer_cache) in enumerate(zip(self.layers, cache or [None] * len(self.layers), strict=True)):
+            x, layer_aux = layer(x, cache=layer_cache, segment_ids=segment_ids, shared=shared)
             for name, value in layer_aux.items():
-                aux[name] = aux[name] + value if name in aux else value
+                if name.endswith("_loss"):
+                    aux[name] = aux[name] + value if name in aux else value
+                else:
+                    aux[f"{name}/{i}"] = value
+            if isinstance(layer_cache, NoState):
+                layer_cache.offset += tokens.shape[1]
         return self.norm(x), aux
+
+    def after_update(self, aux: Aux) -> None:
+        """Hand what the layers returned in `hidden` back to those modules of theirs that keep state by it."""
+        by_layer: dict[int, Aux] = {}
+        for key, value in aux.items():
+            name, _, layer = key.rpartition("/")
+            if layer.isdigit():
+                by_layer.setdefault(int(layer), {})[name] = value
+        for i, layer_aux in by_layer.items():
+            for module in self.layers[i].modules():
+                if hasattr(module, "after_update"):
+                    module.after_update(layer_aux)
 
     def logits(self, h: mx.array) -> mx.array:
         """``(B, L, D) -> (B, L, V)``."""
@@ -91,8 +122,8 @@ class LanguageModel(nn.Module):
         return self.logit_softcap(logits) if self.logit_softcap is not None else logits
 
     def make_cache(self) -> list[Any]:
-        """An empty cache for every layer; None for a layer that keeps nothing."""
-        return [layer.make_cache() for layer in self.layers]
+        """An empty cache for every layer."""
+        return [layer.make_cache() or NoState() for layer in self.layers]
 
     @property
     def max_len(self) -> int | None:
@@ -104,8 +135,12 @@ class LanguageModel(nn.Module):
         return sum(p.size for p in by_path(self.trainable_parameters()).values())
 
     def mixers(self) -> list[Any]:
-        """The mixers, in order of the layers."""
-        return [m for _, m in self.named_modules() if hasattr(m, "mixing_flops")]
+        """The mixers, in order of the layers. What a mixer is composed of is its own affair."""
+        found: dict[str, Any] = {}
+        for path, module in sorted(self.named_modules(), key=lambda named: _in_order(named[0])):
+            if hasattr(module, "mixing_flops") and not any(path.startswith(f"{outer}.") for outer in found):
+                found[path] = module
+        return list(found.values())
 
     def flops_per_token(self, seq_len: int) -> int:
         """FLOPs of training on one token of a sequence of ``seq_len``: forward and, at twice its cost, backward.
@@ -114,12 +149,34 @@ class LanguageModel(nn.Module):
         norms, activations and the optimizer are left out, as usual.
         """
         weights = sum(m.weight.size for m in self.modules() if isinstance(m, nn.Linear)) + self.embedding.head_size()
+        others = sum(m.weight_flops() for m in self.modules() if hasattr(m, "weight_flops"))
         mixing = sum(m.mixing_flops(seq_len) for m in self.mixers())
-        return 3 * (2 * weights + mixing)
+        return 3 * (2 * weights + others + mixing)
 
     def state_size(self, seq_len: int) -> int:
         """Cache elements of one sequence after ``seq_len`` positions."""
         return sum(m.state_size(seq_len) for m in self.mixers())
+
+
+def _build_layer(
+    d_model: int,
+    layer_idx: int,
+    default_block: Factory,
+    mixer: Factory | None = None,
+    ffn: Factory | None = None,
+    block: Factory | None = None,
+    slots: Mapping[str, Any] | None = None,
+) -> Any:
+    """One layer from its entry in ``blocks``."""
+    if mixer is not None and slots:
+        known = inspect.signature(mixer).parameters
+        mixer = partial(mixer, **{name: value for name, value in slots.items() if name in known})
+    return (block or default_block)(d_model=d_model, layer_idx=layer_idx, mixer=mixer, ffn=ffn)
+
+
+def _in_order(path: str) -> list[tuple[int, int | str]]:
+    """A key that sorts ``layers.2`` before ``layers.10``."""
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in path.split(".")]
 
 
 def lay_out(n_layers: int, pattern: Mapping[str, Sequence[str]], blocks: Mapping[str, Any]) -> list[str]:

@@ -14,12 +14,13 @@ def attend(
     mask: mx.array | None = None,
     bias: mx.array | None = None,
     softcap: Callable[[mx.array], mx.array] | None = None,
+    sinks: mx.array | None = None,
     dropout: float = 0.0,
 ) -> mx.array:
     """Softmax attention; causal where no mask is given.
 
-    The fused kernel does it unless the scores themselves are wanted (bias, softcap, dropout): then they are computed
-    plainly, in fp32 from the product on.
+    The fused kernel does it unless the scores themselves are wanted (bias, softcap, sinks, dropout): then they are
+    computed plainly, in fp32 from the product on. (The fused kernel takes sinks, but has no gradient for them.)
 
     Args:
         scale: what the scores are multiplied by, usually ``head_dim ** -0.5``.
@@ -28,6 +29,7 @@ def attend(
             unmask the future.
         bias: added to the scaled scores, fp32.
         softcap: applied to the scaled scores, before bias and mask.
+        sinks: ``(H,)`` scores of a key that is not there; takes part in the softmax and brings no value.
         dropout: probability of dropping an attention weight; 0 outside training.
 
     Shapes:
@@ -36,12 +38,12 @@ def attend(
 
     Source: Vaswani et al. 2017, "Attention Is All You Need", eq. 1.
     """
-    if bias is None and softcap is None and dropout == 0.0:
+    if bias is None and softcap is None and sinks is None and dropout == 0.0:
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask="causal" if mask is None else mask)
-    return _attend_plainly(q, k, v, scale=scale, mask=mask, bias=bias, softcap=softcap, dropout=dropout)
+    return _attend_plainly(q, k, v, scale=scale, mask=mask, bias=bias, softcap=softcap, sinks=sinks, dropout=dropout)
 
 
-def _attend_plainly(q, k, v, *, scale, mask, bias, softcap, dropout):
+def _attend_plainly(q, k, v, *, scale, mask, bias, softcap, sinks, dropout):
     B, H, L, C = q.shape
     K, S = k.shape[1:3]
     q = q.reshape(B, K, H // K, L, C)
@@ -53,7 +55,11 @@ def _attend_plainly(q, k, v, *, scale, mask, bias, softcap, dropout):
     if mask is None:
         mask = causal_mask(L, S)
     scores = mx.where(mask if mask.ndim == 2 else mask[:, :, None], scores, -mx.inf)
-    weights = mx.softmax(scores, axis=-1)
+    if sinks is None:
+        weights = mx.softmax(scores, axis=-1)
+    else:
+        sink = mx.broadcast_to(sinks.astype(mx.float32).reshape(K, H // K, 1, 1), (*scores.shape[:-1], 1))
+        weights = mx.softmax(mx.concatenate([scores, sink], axis=-1), axis=-1)[..., :-1]
     if dropout > 0.0:
         keep = mx.random.bernoulli(1.0 - dropout, weights.shape)
         weights = mx.where(keep, weights / (1.0 - dropout), 0.0)

@@ -1,5 +1,6 @@
 """Trees of arrays by path, and arrays as numbers: MLX's own, with types that say what comes out."""
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import mlx.core as mx
@@ -14,3 +15,14 @@ def by_path(tree: Any) -> dict[str, mx.array]:
 def number(scalar: mx.array) -> float:
     """The value of an array of one real element; evaluates it."""
     return float(cast(float, scalar.item()))
+
+
+def numbers(values: Mapping[str, mx.array]) -> dict[str, float]:
+    """Scalars as floats by name; a vector's elements as ``name/0``, ``name/1``, …"""
+    flat: dict[str, float] = {}
+    for name, value in values.items():
+        if value.ndim == 0:
+            flat[name] = number(value)
+        else:
+            flat |= {f"{name}/{i}": x for i, x in enumerate(cast("list[float]", value.tolist()))}
+    return flat

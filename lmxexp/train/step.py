@@ -96,6 +96,7 @@ class TrainStep:
             factor = once(mx.minimum(self.max_grad_norm / (norm + 1e-6), 1.0))
             gradient = tree_map(lambda g: g * factor.astype(g.dtype), gradient)
         self.model.update(self.optimizer.apply_gradients(gradient, params))
+        self.model.after_update(aux)
         shown = {f"train/{name}": value for name, value in aux.items() if name not in ("nll", "n_targets")}
         return {"train/loss": loss, "train/grad_norm": norm, **learning_rates(self.optimizer), **shown}
 

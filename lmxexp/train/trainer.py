@@ -13,7 +13,7 @@ from mlx.utils import tree_unflatten
 from lmxexp import device
 from lmxexp.interfaces import Callback, Logger, Loss, Source
 from lmxexp.model.language_model import LanguageModel
-from lmxexp.ops.trees import number
+from lmxexp.ops.trees import number, numbers
 from lmxexp.train import checkpoint
 from lmxexp.train.evaluator import Evaluator
 from lmxexp.train.precision import DTYPES
@@ -178,7 +178,7 @@ class Trainer:
                 f"(now {self.settings.n_micro}) for the same batch in smaller parts"
             )
         due = self.step % self.settings.log_every == 0 or self.step == self.settings.steps
-        self._report({name: number(value) for name, value in scalars.items()} if due else {})
+        self._report(numbers(scalars) if due else {})
 
     def _report(self, metrics: dict[str, float]) -> None:
         """Callbacks, then the line in the log, then what must not stand without that line."""

@@ -8,7 +8,7 @@ from lmxexp.cli import resume
 from lmxexp.compose import started
 from lmxexp.interfaces import ConfigError
 
-START = ["attention=sliding", "attention.window=7", "train.steps=20", "seed=5", "logger=[jsonl]"]
+START = ["attention=sliding", "attention.reach.window=7", "train.steps=20", "seed=5", "logger=[jsonl]"]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_it_goes_on_with_its_own_configuration_in_its_own_directory(cli, run_dir
     before = files(run_dir)
     assert cli(f"resume={run_dir}") == 0, cli.err
     [cfg] = cli.runs
-    assert (cfg.model.attention.window, cfg.seed, cfg.train.steps, cfg.resume) == (7, 5, 20, str(run_dir))
+    assert (cfg.model.attention.reach.window, cfg.seed, cfg.train.steps, cfg.resume) == (7, 5, 20, str(run_dir))
     assert (cfg.choice.attention, cfg.choice.logger, cfg.name) == ("sliding", "jsonl", "llama-sliding")
     assert "n_kv_heads" in cfg.model.attention
     assert OmegaConf.to_container(cfg, resolve=False)["schedule"]["steps"] == "${train.steps}"
@@ -71,7 +71,7 @@ def test_values_are_laid_on_top_and_remembered(cli, run_dir, monkeypatch):
 def test_a_command_line_can_be_repeated(cli, run_dir):
     repeated = [*START, "model=llama", "model/norm=rmsnorm", "experiment=null", "optim=adamw"]
     assert cli(f"resume={run_dir}", *repeated) == 0, cli.err
-    assert cli.runs[0].model.attention.window == 7
+    assert cli.runs[0].model.attention.reach.window == 7
 
 
 def test_where_to_report_may_be_chosen_anew(cli, run_dir):
@@ -81,7 +81,7 @@ def test_where_to_report_may_be_chosen_anew(cli, run_dir):
     assert list(cfg.callback) == ["memory"]
     assert (cfg.choice.logger, cfg.choice.callback, cfg.choice.schedule) == ("jsonl+console", "memory", "constant")
     assert "Constant" in cfg.schedule._target_
-    assert cfg.model.attention.window == 7
+    assert cfg.model.attention.reach.window == 7
 
 
 def test_debug_counts_as_the_values_in_it(cli, run_dir):
@@ -96,7 +96,7 @@ def test_debug_counts_as_the_values_in_it(cli, run_dir):
         (["model/norm=layernorm"], "norm=layernorm: norm was rmsnorm in"),
         (["~attention"], "~attention: attention was sliding"),
         (["experiment=nanogpt_shakespeare"], "experiment was null in"),
-        (["attention.window=8"], "attention.window=8: model.attention.window was 7 in"),
+        (["attention.reach.window=8"], "attention.reach.window=8: model.attention.reach.window was 7 in"),
         (["seed=6"], "seed=6: seed was 5 in"),
         (["data.seed=77"], "data.seed was 5 in"),
         (["train.seq_len=64"], "train.seq_len=64: data.seq_len was 128 in"),
@@ -170,7 +170,7 @@ def test_a_run_from_a_notebook_has_a_resolved_configuration_only(cli, run_dir):
 
 def test_it_works_from_a_notebook(run_dir):
     cfg = lmxexp.compose([f"resume={run_dir}", "train.steps=30"])
-    assert (cfg.model.attention.window, cfg.train.steps, cfg.resume) == (7, 30, str(run_dir))
+    assert (cfg.model.attention.reach.window, cfg.train.steps, cfg.resume) == (7, 30, str(run_dir))
     with pytest.raises(ConfigError, match="seed was 5"):
         lmxexp.compose([f"resume={run_dir}", "seed=1"])
 

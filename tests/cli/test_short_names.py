@@ -72,7 +72,7 @@ def test_a_users_folder_has_one_too_but_a_group_at_the_top_goes_first(monkeypatc
         (["attention=mqa"], "model.attention.n_kv_heads", 1),
         (["model/attention=mqa"], "model.attention.n_kv_heads", 1),
         (["attention.n_kv_heads=3"], "model.attention.n_kv_heads", 3),
-        (["model=gpt", "attention=sliding", "attention.window=5"], "model.attention.window", 5),
+        (["model=gpt", "attention=sliding", "attention.reach.window=5"], "model.attention.reach.window", 5),
         (["softcap@score_softcap=tanh", "softcap@model.logit_softcap=tanh"], "choice.softcap@score_softcap", "tanh"),
         (["size=10m"], "choice.size", "10m"),
     ],

@@ -7,15 +7,16 @@ import mlx.core as mx
 import mlx.nn as nn
 from hydra.utils import instantiate
 from mlx.utils import tree_map
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from lmxexp import compose
 
 MODEL = Path(__file__).resolve().parents[2] / "conf" / "model"
 VOCAB, LENGTH = 19, 24
-SIZES = ["model.d_model=32", "model.n_layers=2", "model.n_heads=4", "model.n_kv_heads=2", "model.d_ff=48"]
-# Knobs of a kind that bound how far it sees, and values that a sequence of LENGTH goes beyond.
-SHORT_REACH = {"window": 5}
+SIZES = ["model.d_model=32", "model.n_heads=4", "model.n_kv_heads=2", "model.d_ff=48"]
+# Knobs that bound how far a kind sees or how much it computes at once, wherever they stand in a model, and values that a
+# sequence of LENGTH goes beyond.
+SHORT = {"window": 5, "chunk": 5}
 
 
 def kinds(group: str) -> list[str]:
@@ -38,8 +39,22 @@ def choice(group: str, kind: str) -> str:
 def small_config(*overrides: str) -> DictConfig:
     """A composed configuration in small sizes. Cached: do not change it."""
     cfg = compose([*SIZES, f"train.seq_len={LENGTH}", *overrides])
-    knobs = [f"attention.{k}={v}" for k, v in SHORT_REACH.items() if k in cfg.model.attention]
-    return compose([*SIZES, f"train.seq_len={LENGTH}", *overrides, *knobs]) if knobs else cfg
+    if not any(o.startswith("model.n_layers=") for o in overrides):
+        # Every block that the pattern names stands in the stack at least once.
+        pattern = cfg.model.net.pattern
+        cfg.model.n_layers = max(2, sum(len(pattern[part] or []) for part in ("first", "repeat", "last")))
+    _shorten(cfg.model)
+    return cfg
+
+
+def _shorten(node: DictConfig) -> None:
+    for key in node:
+        if OmegaConf.is_interpolation(node, key):
+            continue
+        if key in SHORT and isinstance(node[key], int):
+            node[key] = SHORT[str(key)]
+        elif isinstance(node[key], DictConfig):
+            _shorten(node[key])
 
 
 def small_model(*overrides: str, seed: int = 0) -> nn.Module:

@@ -65,7 +65,7 @@ def test_cache_equals_no_cache(overrides, split):
         got.append(model(x[:, start : start + n], cache=cache))
         start += n
         for layer_cache in cache:
-            assert layer_cache is None or layer_cache.offset == start
+            assert layer_cache.offset == start
     assert relative_error(mx.concatenate(got, axis=1), want) < 1e-5
 
 
@@ -150,6 +150,8 @@ def test_overfits_a_tiny_batch(overrides):
     """Starting as configured, a model learns eight sequences by heart."""
     cfg = small_config(*overrides)
     model = instantiate(cfg.model.net, _convert_="all")(vocab_size=VOCAB)
+    if not model.mixers():
+        return  # each token sees itself alone
     instantiate(cfg.model.init, _convert_="all")(model, mx.random.key(0))
     data = tokens(8, LENGTH + 1)
     batch = Batch(data[:, :-1], data[:, 1:])
@@ -176,10 +178,10 @@ def test_overfits_a_tiny_batch(overrides):
 @pytest.mark.parametrize("kind", kinds("attention"))
 def test_window_limits_reach(kind):
     """A kind with a window sees that many positions and no more."""
-    mixer = small_model(f"attention={kind}").mixers()[0]
-    window = getattr(mixer, "window", None)
+    window = small_config(f"attention={kind}").model.attention.get("reach", {}).get("window")
     if window is None:
         return
+    mixer = small_model(f"attention={kind}").mixers()[0]
     x = mx.random.normal((1, LENGTH, 32), key=mx.random.key(3))
     changed = mx.array(x)
     changed[:, 4] += 1.0

@@ -35,7 +35,7 @@ def fails(cwd: Path, *args: str, says: str | tuple[str, ...]) -> subprocess.Comp
         ("model.head_dim=15", ("head_dim=15", "even")),
         ("model.n_layers=0", ("model.n_layers=0", "at least 1")),
         ("model.dropout=1.0", ("model.dropout=1.0", "[0, 1)")),
-        ("attention=sliding attention.window=0", ("window=0", "at least 1")),
+        ("attention=sliding attention.reach.window=0", ("window=0", "at least 1")),
         ("attention=mha model.n_kv_heads=1", ("n_kv_heads",)),
         ("norm=none norm.eps=1", ("norm.eps",)),
         ("train.n_micro=3", ("train.batch_size=4", "train.n_micro=3")),

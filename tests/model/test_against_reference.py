@@ -51,7 +51,7 @@ def test_logits(case):
         n_layers=cfg.n_layers,
         n_heads=cfg.n_heads,
         n_kv_heads=model.mixers()[0].n_kv_heads,
-        window=cfg.attention.get("window"),
+        window=cfg.attention.get("reach", {}).get("window"),
         **CASES[case],
     )
     x = tokens(2)

@@ -5,9 +5,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from lmxexp.interfaces import ConfigError, Factory
-from lmxexp.model.cache import KVCache
-from lmxexp.ops.attend import attend, causal_mask, segment_mask
+from lmxexp.interfaces import ConfigError, Factory, Shared
+from lmxexp.model.attention.reach import Full
+from lmxexp.ops.attend import attend
 
 
 class GroupedQueryAttention(nn.Module):
@@ -22,17 +22,22 @@ class GroupedQueryAttention(nn.Module):
         layer_idx: place in the stack, counted from 0.
         head_dim: width of a head; None: ``d_model / n_heads``.
         position: factory of a `Position`; None: no positions.
-        qk_norm: factory of a norm over ``head_dim``, one for queries and one for keys; a factory that returns None
-            leaves the slot empty.
+        qk_norm: factory of a norm of ``(B, L, H, C)``, called with ``head_dim`` and ``n_heads`` for queries and for keys;
+            a factory that returns None leaves the slot empty.
         softcap: factory of a function on the scores; likewise.
-        bias: whether the four projections have biases.
+        reach: how far back a position sees, see `lmxexp.model.attention.reach`; None: all the way.
+        gate: factory of a gate on the output, see `OutputGate`, or None.
+        sinks: factory of learned sinks, see `Sinks`, or None.
+        value_residual: factory of what mixes the values with those of the first such layer; likewise.
+        bias: whether the output projection has a bias.
+        qkv_bias: whether the other three have one; None: as ``bias``.
         dropout: probability of dropping an attention weight in training.
 
     Shapes:
         ``(B, L, D) -> (B, L, D)``.
 
     Cost:
-        Cache: ``2 n_kv_heads head_dim`` elements a position. Mixing: ``4 n_heads head_dim`` FLOPs a visible position.
+        Cache: ``2 n_kv_heads head_dim`` elements a position within reach. Mixing: ``4 n_heads head_dim`` FLOPs a visible position.
 
     Raises:
         ConfigError: sizes that do not divide.
@@ -51,7 +56,12 @@ class GroupedQueryAttention(nn.Module):
         position: Factory | None = None,
         qk_norm: Factory | None = None,
         softcap: Factory | None = None,
+        reach: Full | None = None,
+        gate: Factory | None = None,
+        sinks: Factory | None = None,
+        value_residual: Factory | None = None,
         bias: bool = False,
+        qkv_bias: bool | None = None,
         dropout: float = 0.0,
     ):
         super().__init__()
@@ -66,54 +76,75 @@ class GroupedQueryAttention(nn.Module):
         self.n_heads, self.n_kv_heads, self.head_dim = n_heads, n_kv_heads, head_dim
         self.scale = head_dim**-0.5
         self.dropout = dropout
-        self.q_proj = nn.Linear(d_model, n_heads * head_dim, bias=bias)
-        self.k_proj = nn.Linear(d_model, n_kv_heads * head_dim, bias=bias)
-        self.v_proj = nn.Linear(d_model, n_kv_heads * head_dim, bias=bias)
+        qkv_bias = bias if qkv_bias is None else qkv_bias
+        self.q_proj = nn.Linear(d_model, n_heads * head_dim, bias=qkv_bias)
+        self.k_proj = nn.Linear(d_model, n_kv_heads * head_dim, bias=qkv_bias)
+        self.v_proj = nn.Linear(d_model, n_kv_heads * head_dim, bias=qkv_bias)
         self.o_proj = nn.Linear(n_heads * head_dim, d_model, bias=bias)
         self.position = position(head_dim=head_dim, n_heads=n_heads) if position else None
-        self.q_norm = qk_norm(head_dim) if qk_norm else None
-        self.k_norm = qk_norm(head_dim) if qk_norm else None
+        self.q_norm = qk_norm(head_dim=head_dim, n_heads=n_heads) if qk_norm else None
+        self.k_norm = qk_norm(head_dim=head_dim, n_heads=n_kv_heads) if qk_norm else None
         self.softcap = softcap() if softcap else None
+        self.reach = reach or Full()
+        self.gate = gate(d_model=d_model, width=n_heads * head_dim, bias=qkv_bias) if gate else None
+        self.sinks = sinks(n_heads=n_heads) if sinks else None
+        # The first layer has nothing to mix in.
+        self.value_residual = value_residual() if value_residual and layer_idx > 0 else None
+        self.takes_shared = True
 
-    def __call__(self, x: mx.array, *, cache: Any = None, segment_ids: mx.array | None = None) -> mx.array:
+    def __call__(
+        self,
+        x: mx.array,
+        *,
+        cache: Any = None,
+        segment_ids: mx.array | None = None,
+        shared: Shared | None = None,
+    ) -> mx.array:
+        B, L, _ = x.shape
+        q, k, v = self._project(x)
+        if shared is not None:
+            first = shared.setdefault("first_values", v)
+            if self.value_residual is not None:
+                v = self.value_residual(v, first)
+        if self.position is not None:
+            q, k = self.position.rotate(q, k, 0 if cache is None else cache.offset)
+        if cache is not None:
+            k, v = cache.update_and_fetch(k, v)
+        end = L if cache is None else cache.offset
+        y = self._attend(q, k, v, self.reach.with_segments(L, k.shape[2], end, segment_ids))
+        y = y.transpose(0, 2, 1, 3).reshape(B, L, -1)
+        return self.o_proj(y if self.gate is None else self.gate(y, x))
+
+    def _project(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """``(B, L, D)`` to queries ``(B, H, L, C)`` and keys and values ``(B, K, L, C)``, before positions."""
         B, L, _ = x.shape
         q = self.q_proj(x).reshape(B, L, self.n_heads, self.head_dim)
         k = self.k_proj(x).reshape(B, L, self.n_kv_heads, self.head_dim)
         v = self.v_proj(x).reshape(B, L, self.n_kv_heads, self.head_dim)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = (a.transpose(0, 2, 1, 3) for a in (q, k, v))
-        if self.position is not None:
-            q, k = self.position.rotate(q, k, 0 if cache is None else cache.offset)
-        if cache is not None:
-            k, v = cache.update_and_fetch(k, v)
-        S = k.shape[2]
-        y = attend(
+        return q.transpose(0, 2, 1, 3), k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+
+    def _attend(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
+        """``(B, H, L, C)``, what each query takes from the values."""
+        return attend(
             q,
             k,
             v,
             scale=self.scale,
-            mask=self._mask(L, S, segment_ids),
-            bias=self.position.bias(L, S) if self.position is not None else None,
+            mask=mask,
+            bias=self.position.bias(q.shape[2], k.shape[2]) if self.position is not None else None,
             softcap=self.softcap,
+            sinks=self.sinks.weight if self.sinks is not None else None,
             dropout=self.dropout if self.training else 0.0,
         )
-        return self.o_proj(y.transpose(0, 2, 1, 3).reshape(B, L, -1))
 
-    def _mask(self, n_q: int, n_k: int, segment_ids: mx.array | None) -> mx.array | None:
-        """What the last ``n_q`` of ``n_k`` positions may see; None: all that is not the future."""
-        if segment_ids is None:
-            return None
-        if n_q != n_k:
-            raise NotImplementedError("segment_ids together with a cache: decode one document at a time")
-        return causal_mask(n_q, n_k) & segment_mask(segment_ids)
-
-    def make_cache(self) -> KVCache:
-        return KVCache()
+    def make_cache(self) -> Any:
+        return self.reach.make_cache()
 
     def state_size(self, seq_len: int) -> int:
-        return 2 * self.n_kv_heads * self.head_dim * seq_len
+        return 2 * self.n_kv_heads * self.head_dim * self.reach.kept(seq_len)
 
     def mixing_flops(self, seq_len: int) -> int:
-        # Scores and weighted sum, over the (seq_len + 1) / 2 positions that a position sees on average.
-        return 2 * self.n_heads * self.head_dim * (seq_len + 1)
+        # Scores and weighted sum.
+        return 4 * self.n_heads * self.head_dim * self.reach.visible(seq_len) // seq_len

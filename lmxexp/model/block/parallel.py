@@ -4,7 +4,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from lmxexp.interfaces import Aux, Factory
+from lmxexp.interfaces import Aux, Factory, Shared
 from lmxexp.model.block.residual import ResidualBlock
 
 
@@ -17,11 +17,18 @@ class Parallel(ResidualBlock):
     def make_norms(self, d_model: int, norm: Factory) -> None:
         self.input_layernorm = norm(d_model)
 
-    def __call__(self, x: mx.array, *, cache: Any = None, segment_ids: mx.array | None = None) -> tuple[mx.array, Aux]:
+    def __call__(
+        self,
+        x: mx.array,
+        *,
+        cache: Any = None,
+        segment_ids: mx.array | None = None,
+        shared: Shared | None = None,
+    ) -> tuple[mx.array, Aux]:
         aux: Aux = {}
         h = self.input_layernorm(x)
         if self.self_attn is not None:
-            x = x + self.dropout(self.mix(h, cache, segment_ids))
+            x = x + self.dropout(self.mix(h, cache, segment_ids, shared))
         if self.mlp is not None:
             y, aux = self.mlp(h)
             x = x + self.dropout(y)

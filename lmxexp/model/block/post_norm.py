@@ -4,7 +4,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from lmxexp.interfaces import Aux, Factory
+from lmxexp.interfaces import Aux, Factory, Shared
 from lmxexp.model.block.residual import ResidualBlock
 
 
@@ -23,10 +23,17 @@ class PostNorm(ResidualBlock):
         if self.mlp is not None:
             self.post_feedforward_layernorm = norm(d_model)
 
-    def __call__(self, x: mx.array, *, cache: Any = None, segment_ids: mx.array | None = None) -> tuple[mx.array, Aux]:
+    def __call__(
+        self,
+        x: mx.array,
+        *,
+        cache: Any = None,
+        segment_ids: mx.array | None = None,
+        shared: Shared | None = None,
+    ) -> tuple[mx.array, Aux]:
         aux: Aux = {}
         if self.self_attn is not None:
-            x = x + self.dropout(self.post_attention_layernorm(self.mix(x, cache, segment_ids)))
+            x = x + self.dropout(self.post_attention_layernorm(self.mix(x, cache, segment_ids, shared)))
         if self.mlp is not None:
             y, aux = self.mlp(x)
             x = x + self.dropout(self.post_feedforward_layernorm(y))

@@ -5,7 +5,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from lmxexp.interfaces import Aux, Factory
+from lmxexp.interfaces import Aux, Factory, Shared
 
 
 class ResidualBlock(nn.Module):
@@ -14,8 +14,8 @@ class ResidualBlock(nn.Module):
     Args:
         d_model: width.
         layer_idx: place in the stack, counted from 0.
-        mixer: factory of a `Mixer`, or None.
-        ffn: factory of a `FeedForward`, or None.
+        mixer: factory of a `Mixer`; None, or one that builds None: no mixer.
+        ffn: factory of a `FeedForward`; likewise.
         norm: factory of a norm over ``d_model``.
         dropout: probability of dropping an element of a sublayer's output in training.
     """
@@ -39,13 +39,22 @@ class ResidualBlock(nn.Module):
         """Set the norms that this placement has, for the sublayers that there are."""
         raise NotImplementedError
 
-    def __call__(self, x: mx.array, *, cache: Any = None, segment_ids: mx.array | None = None) -> tuple[mx.array, Aux]:
-        """``(B, L, D) -> (B, L, D)`` and the feed-forward's auxiliary scalars."""
+    def __call__(
+        self,
+        x: mx.array,
+        *,
+        cache: Any = None,
+        segment_ids: mx.array | None = None,
+        shared: Shared | None = None,
+    ) -> tuple[mx.array, Aux]:
+        """``(B, L, D) -> (B, L, D)`` and what the feed-forward returns beside its output."""
         raise NotImplementedError
 
-    def mix(self, x: mx.array, cache: Any, segment_ids: mx.array | None) -> mx.array:
+    def mix(self, x: mx.array, cache: Any, segment_ids: mx.array | None, shared: Shared | None) -> mx.array:
         """The mixer's output."""
         assert self.self_attn is not None
+        if getattr(self.self_attn, "takes_shared", False):
+            return self.self_attn(x, cache=cache, segment_ids=segment_ids, shared=shared)
         return self.self_attn(x, cache=cache, segment_ids=segment_ids)
 
     def make_cache(self) -> Any:

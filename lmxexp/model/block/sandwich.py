@@ -4,7 +4,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from lmxexp.interfaces import Aux, Factory
+from lmxexp.interfaces import Aux, Factory, Shared
 from lmxexp.model.block.residual import ResidualBlock
 
 
@@ -22,10 +22,17 @@ class Sandwich(ResidualBlock):
             self.pre_feedforward_layernorm = norm(d_model)
             self.post_feedforward_layernorm = norm(d_model)
 
-    def __call__(self, x: mx.array, *, cache: Any = None, segment_ids: mx.array | None = None) -> tuple[mx.array, Aux]:
+    def __call__(
+        self,
+        x: mx.array,
+        *,
+        cache: Any = None,
+        segment_ids: mx.array | None = None,
+        shared: Shared | None = None,
+    ) -> tuple[mx.array, Aux]:
         aux: Aux = {}
         if self.self_attn is not None:
-            y = self.mix(self.input_layernorm(x), cache, segment_ids)
+            y = self.mix(self.input_layernorm(x), cache, segment_ids, shared)
             x = x + self.dropout(self.post_attention_layernorm(y))
         if self.mlp is not None:
             y, aux = self.mlp(self.pre_feedforward_layernorm(x))
