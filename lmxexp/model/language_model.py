@@ -64,8 +64,7 @@ class LanguageModel(nn.Module):
         self.embedding_norm = embedding_norm(d_model) if embedding_norm else None
         self.embedding_dropout = nn.Dropout(dropout)
         self.layers = [
-            _build_layer(d_model, i, block, **blocks[name])
-            for i, name in enumerate(lay_out(n_layers, pattern, blocks))
+            _build_layer(d_model, i, block, **blocks[name]) for i, name in enumerate(lay_out(n_layers, pattern, blocks))
         ]
         self.norm = norm(d_model)
         self.logit_softcap = logit_softcap() if logit_softcap else None

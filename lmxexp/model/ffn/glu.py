@@ -30,6 +30,7 @@ class GatedLinearUnit(nn.Module):
     def __init__(self, d_model: int, d_ff: int | None = None, activation: Activation = "silu", bias: bool = False):
         super().__init__()
         d_ff = d_ff or max(16, round(8 * d_model / 3 / 16) * 16)
+        self.d_ff, self.activation_name = d_ff, activation
         self.activation = activation_by_name(activation)
         self.gate_proj = nn.Linear(d_model, d_ff, bias=bias)
         self.up_proj = nn.Linear(d_model, d_ff, bias=bias)

@@ -29,6 +29,7 @@ class MLP(nn.Module):
     def __init__(self, d_model: int, d_ff: int | None = None, activation: Activation = "gelu", bias: bool = False):
         super().__init__()
         d_ff = d_ff or 4 * d_model
+        self.d_ff, self.activation_name = d_ff, activation
         self.activation = activation_by_name(activation)
         self.up_proj = nn.Linear(d_model, d_ff, bias=bias)
         self.down_proj = nn.Linear(d_ff, d_model, bias=bias)
