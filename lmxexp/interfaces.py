@@ -68,7 +68,7 @@ class Mixer(Protocol):
     """Mixes information over positions. Made by ``factory(d_model=, layer_idx=)``.
 
     The mixer makes its own mask and its own cache: a window or a chunk is part of what a kind is. One with a true
-    attribute ``takes_shared`` is called with ``shared=`` as well, a `Shared` that all layers of the pass write and read.
+    attribute ``takes_shared`` is called with ``shared=`` as well: a `Shared` that all layers write and read.
     """
 
     def __call__(self, x: mx.array, *, cache: Any = None, segment_ids: mx.array | None = None) -> mx.array:

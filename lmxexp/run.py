@@ -101,6 +101,7 @@ def run(cfg: DictConfig, run_dir: str | Path | None = None) -> RunResult:
     config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     settings = instantiate(cfg.train)
     source = _build_source(cfg)
+    _check_same_data(before, source, directory)
     model = build_model(cfg, vocab_size=source.vocab_size)
     chosen_precision = precision.resolve(settings.precision, on_gpu=device.is_gpu())
     if chosen_precision == "bf16":
@@ -263,6 +264,16 @@ def _finished(saved: checkpoint.Checkpoint, cfg: DictConfig, run_dir: Path) -> R
 
 def _build_source(cfg: DictConfig) -> Source:
     return instantiate(cfg.data, _convert_="all")(tokenizer=instantiate(cfg.tokenizer, _convert_="all"))
+
+
+def _check_same_data(before: dict[str, Any], source: Source, run_dir: Path) -> None:
+    """Refuse to go on with other data than the run began with: the numbers before and after would not be of one run."""
+    known = before.get("data", {}).get("fingerprint", source.fingerprint)
+    if known != source.fingerprint:
+        raise ConfigError(
+            f"resume={run_dir}: the data has changed since the run began (fingerprint {source.fingerprint}, was "
+            f"{known}): restore the text and the tokenizer, or start a new run"
+        )
 
 
 def _chosen(cfg: DictConfig, group: str) -> dict[str, Any]:

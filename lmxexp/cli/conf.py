@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from omegaconf import DictConfig, OmegaConf
+
 
 def conf_dir() -> Path:
     """Our configuration: ``lmxexp/conf`` in an installed wheel, ``conf`` beside the package in a checkout."""
@@ -63,6 +65,21 @@ def describe(file: Path) -> str:
         if text and not text.startswith("@package"):
             return text
     return ""
+
+
+def content(file: Path) -> DictConfig:
+    """What a kind's YAML holds, with the kinds of its own group that it starts from (``defaults: [gqa, _self_]``)."""
+    own = OmegaConf.load(file)
+    assert isinstance(own, DictConfig)
+    merged = OmegaConf.create({})
+    for entry in own.pop("defaults", ["_self_"]):
+        name, _, place = entry.partition("@") if isinstance(entry, str) else ("", "", "")
+        if name == "_self_":
+            merged = OmegaConf.merge(merged, own)
+        elif name and (base := file.with_name(f"{name}.yaml")).is_file():
+            merged = OmegaConf.merge(merged, {place: content(base)} if place else content(base))
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 def shadowed(config_dir: Path) -> list[str]:

@@ -78,11 +78,12 @@ def _leaves(key: str, value: Any) -> Iterator[str]:
 def _who_could(path: str) -> str:
     """The kinds whose YAML refers to the setting, by group."""
     reference = re.compile(r"\$\{" + re.escape(path) + r"(\.|\})")
+    mentions = lambda file: reference.search(OmegaConf.to_yaml(conf.content(file)))
     readers: dict[str, list[str]] = {}
     for root in conf.directories():
         for group in conf.groups(root):
             for kind, file in conf.kinds(root, group).items():
-                if reference.search(file.read_text(encoding="utf-8", errors="replace")):
+                if mentions(file):
                     readers.setdefault(short_names.shorten(group), []).append(kind)
     if not readers:
         return ""

@@ -3,7 +3,7 @@
 A family is a module ``lmxexp/export/families/<model_type>.py`` with
 
 ``config(model) -> dict``
-    What stands in ``config.json`` beside what every family has (see `lmxexp.export.write`), read from the model's parts.
+    What stands in ``config.json`` beside what all have (see `lmxexp.export.write`), read off the model's parts.
     Raises `InexpressibleError` with the reason where the model is of another family.
 ``ties(model) -> list[Tie]``
     Which arrays of ours hold the same numbers as which of theirs; each of both sides exactly once.
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 class InexpressibleError(ValueError):
-    """A model that a family's configuration cannot say, or a configuration that our parts cannot; the message says why."""
+    """A model that a family's configuration cannot say, or a configuration that our parts cannot; with the reason."""
 
 
 class Family(Protocol):

@@ -5,7 +5,7 @@ from lmxexp.cli.errors import near
 from lmxexp.interfaces import ConfigError
 
 MISTAKES = [
-    ("attention=gqq", "attention=gqq: no such kind; did you mean gqa? attention has: gqa, mha, mqa, sliding"),
+    ("attention=gqq", "attention=gqq: no such kind; did you mean gqa? attention has: "),
     ("model/attention=gqq", "no such kind; did you mean gqa?"),
     ("attention=3", "attention=3: no such kind; attention has: "),
     ("atention=gqa", "atention=gqa: no such group; did you mean attention?"),

@@ -67,7 +67,7 @@ def test_bash_completes_short_names_and_the_users_kinds(tmp_path):
     asked = {
         "lmxexp att": "attention=",
         "lmxexp --config-dir my attention=mi": "attention=mine",
-        "lmxexp model=gpt -m model/attention=g": "model/attention=gqa",
+        "lmxexp model=gpt -m model/attention=gq": "model/attention=gqa",
         "lmxexp attention=sliding attention.reach.wi": "attention.reach.window=",
         "lmxexp softcap@score_softcap=t": "softcap@score_softcap=tanh",
     }

@@ -100,6 +100,19 @@ def test_resume_with_other_settings(finished, tmp_path):
     assert after == {p: b for p, b in before.items() if p.suffix != ".log"}
 
 
+def test_resume_with_other_data(tmp_path):
+    """A text that was edited in between is not gone on with, and is once it is restored."""
+    overrides = small(tmp_path, "train.checkpoint_every=6")
+    text = tmp_path / next(o for o in overrides if o.startswith("data.path=")).partition("=")[2]
+    assert run(compose(overrides), tmp_path / "run").status == "ok"
+    more = [f"resume={tmp_path / 'run'}", "train.steps=14"]
+    before = text.read_text()
+    text.write_text(before.replace("e", "a", 1))
+    fails(tmp_path, *more, says=("resume=", "data has changed", "fingerprint"))
+    text.write_text(before)
+    assert lmxexp(*more, cwd=tmp_path).returncode == 0
+
+
 def test_checkpoint_cut_short(finished, tmp_path):
     """Named with the mend; the mend works, and ends where the run had ended."""
     copy = tmp_path / "run"

@@ -28,16 +28,23 @@ def stop_at(step: int, **settings) -> str:
     return f"+callback.stop={{_target_:tests.end_to_end.stop_at.StopAt,at:{step}{knobs}}}"
 
 
-@pytest.mark.parametrize("optim", OPTIMIZERS)
-def test_every_optimizer_and_attention(optim, tmp_path):
+# Each optimizer with two mixers, and each mixer with one optimizer: what resumes alone resumes together.
+PAIRS = {
+    **{f"optim={o}": [(f"optim={o}", "attention=gqa"), (f"optim={o}", "attention=sliding")] for o in OPTIMIZERS},
+    **{f"attention={mixer}": [(f"attention={mixer}",)] for mixer in kinds("attention")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("choice", PAIRS)
+def test_every_optimizer_and_attention(choice, tmp_path):
     """Stopped by SIGTERM in step 6 of 12, between two checkpoints, with dropout and accumulation on; gone on with in
     another process."""
     stopped = []
-    for attention in kinds("attention"):
-        overrides = small(tmp_path, f"optim={optim}", f"attention={attention}")
-        whole = run(compose(overrides), tmp_path / f"{attention}_whole")
+    for i, overrides in enumerate(PAIRS[choice]):
+        overrides = small(tmp_path, *overrides)
+        whole = run(compose(overrides), tmp_path / f"{i}_whole")
         assert whole.status == "ok"
-        part = run(compose([*overrides, stop_at(6)]), tmp_path / attention)
+        part = run(compose([*overrides, stop_at(6)]), tmp_path / f"{i}")
         assert (part.status, part.signal, part.summary["step"]) == ("stopped", signal.SIGTERM, 6)
         stopped.append(part.run_dir)
     subprocess.run([sys.executable, "-c", RESUME_ALL, *map(str, stopped)], cwd=ROOT, check=True, timeout=250)

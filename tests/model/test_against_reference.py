@@ -1,5 +1,8 @@
 """Models of every kind against a float64 NumPy transformer."""
 
+import re
+from pathlib import Path
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -13,6 +16,24 @@ CASES = {
     "attention=mha": {},
     "attention=mqa": {},
     "attention=sliding": {},
+    "attention=chunked": {"chunk": 5},
+    "attention=gated": {},
+    "attention=gated model.bias=true norm=layernorm": {},
+    "attention=sink": {},
+    "attention=sliding_sink": {},
+    "position=alibi attention=chunked": {"position": "alibi", "chunk": 5},
+    "position=alibi attention=sink": {"position": "alibi"},
+    "value_residual=learned": {},
+    "value_residual=learned attention=chunked model.qkv_bias=true": {"chunk": 5},
+    "norm@model.embedding_norm=rmsnorm": {},
+    "norm=rmsnorm_unit_offset": {"norm_offset": 1.0, "norm_eps": 1e-6},
+    "norm=rmsnorm_unscaled": {"unscaled": True},
+    "norm=dyt": {},
+    "qk_norm=rmsnorm_all_heads": {},
+    "qk_norm=rmsnorm_unit_offset": {"qk_norm_offset": 1.0},
+    "qk_norm=rmsnorm_unscaled": {"unscaled_qk": True},
+    "qk_norm=layernorm model.bias=true norm=layernorm": {},
+    "ffn=relu2": {"activation": "relu2"},
     "norm=layernorm model.bias=true": {},
     "norm=none": {},
     "position=alibi": {"position": "alibi"},
@@ -60,11 +81,13 @@ def test_logits(case):
     assert np.abs(got - want).max() / np.abs(want).max() < 2e-5
 
 
-@pytest.mark.parametrize("group", ["attention", "position", "ffn", "block", "embedding"])
+@pytest.mark.parametrize("group", ["attention", "position", "ffn", "block", "embedding", "norm", "qk_norm"])
 def test_no_kind_is_forgotten(group):
-    """A kind that is added without a reference case fails here."""
-    named = " ".join(CASES) + " attention=gqa position=rope ffn=swiglu block=pre_norm embedding=tied"  # llama's own
-    assert [k for k in kinds(group) if f"{group}={k}" not in named] == []
+    """A kind that no test beside this one computes by another way fails here."""
+    tests = "".join(file.read_text() for file in Path(__file__).parent.glob("test_*.py"))
+    named = tests + " attention=gqa position=rope ffn=swiglu block=pre_norm embedding=tied norm=rmsnorm"  # llama's own
+    named += " attention=none ffn=none qk_norm=none"
+    assert [k for k in kinds(group) if not re.search(rf"{group}={k}\b", named)] == []
 
 
 def test_attention_dropout_keeps_the_mean():

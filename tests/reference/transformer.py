@@ -65,27 +65,47 @@ class Transformer:
         position: rope, learned, sinusoidal, alibi or none.
         block: pre_norm, post_norm, sandwich or parallel.
         window: positions a query sees; None: all.
+        chunk: positions that see each other; None: all.
+        norm_offset, qk_norm_offset: added to the scales of RMS norms.
+        unscaled, unscaled_qk: whether RMS norms have no scale.
         score_cap, logit_cap: of the tanh soft caps; None: none.
     """
 
     def __init__(
         self, p: Params, *, n_layers, n_heads, n_kv_heads, position="rope", block="pre_norm", activation="silu",
         window=None, score_cap=None, logit_cap=None, norm_eps=1e-5, qk_norm_eps=1e-6,
+        chunk=None, norm_offset=0.0, qk_norm_offset=0.0, unscaled=False, unscaled_qk=False,
     ):  # fmt: skip
         self.p = p
         self.n_layers, self.n_heads, self.n_kv_heads = n_layers, n_heads, n_kv_heads
         self.position, self.block, self.activation = position, block, ACTIVATIONS[activation]
         self.window, self.score_cap, self.logit_cap = window, score_cap, logit_cap
-        self.norm_eps, self.qk_norm_eps = norm_eps, qk_norm_eps
+        self.norm_eps, self.qk_norm_eps, self.chunk = norm_eps, qk_norm_eps, chunk
+        self.norm_offset, self.qk_norm_offset = norm_offset, qk_norm_offset
+        self.unscaled, self.unscaled_qk = unscaled, unscaled_qk
 
-    def norm(self, x, name, eps=None):
-        """Layer norm where a bias says so (the reference is given biases for it), else RMS norm; none if absent."""
-        p, eps = self.p, eps or self.norm_eps
-        if f"{name}.weight" not in p:
-            return x
+    def norm(self, x, name):
+        """What the parameters say: dynamic tanh by its alpha, layer norm by its bias (the reference is given biases for
+        it), else RMS norm; none if absent."""
+        p = self.p
+        if f"{name}.alpha" in p:
+            return p[f"{name}.weight"] * np.tanh(p[f"{name}.alpha"] * x) + p[f"{name}.bias"]
+        if f"{name}.bias" in p:
+            return layer_norm(x, p[f"{name}.weight"], p[f"{name}.bias"], self.norm_eps)
+        if f"{name}.weight" in p:
+            return rms_norm(x, p[f"{name}.weight"] + self.norm_offset, self.norm_eps)
+        return rms_norm(x, 1.0, self.norm_eps) if self.unscaled else x
+
+    def qk_norm(self, x, name):
+        """Of ``(T, heads, C)``: over each head, or over all of them by a norm that is one level deeper."""
+        p, eps = self.p, self.qk_norm_eps
+        if f"{name}.norm.weight" in p:
+            return rms_norm(x.reshape(len(x), -1), p[f"{name}.norm.weight"], eps).reshape(x.shape)
         if f"{name}.bias" in p:
             return layer_norm(x, p[f"{name}.weight"], p[f"{name}.bias"], eps)
-        return rms_norm(x, p[f"{name}.weight"], eps)
+        if f"{name}.weight" in p:
+            return rms_norm(x, p[f"{name}.weight"] + self.qk_norm_offset, eps)
+        return rms_norm(x, 1.0, eps) if self.unscaled_qk else x
 
     def attention(self, x, name):
         p, T = self.p, len(x)
@@ -93,12 +113,17 @@ class Transformer:
         q = linear(x, p, f"{name}.q_proj").reshape(T, self.n_heads, C)
         k = linear(x, p, f"{name}.k_proj").reshape(T, self.n_kv_heads, C)
         v = linear(x, p, f"{name}.v_proj").reshape(T, self.n_kv_heads, C)
-        q, k = (self.norm(a, f"{name}.{n}", self.qk_norm_eps) for a, n in ((q, "q_norm"), (k, "k_norm")))
+        q, k = (self.qk_norm(a, f"{name}.{n}") for a, n in ((q, "q_norm"), (k, "k_norm")))
+        if self.first_values is None:
+            self.first_values = v
+        elif f"{name}.value_residual.own" in p:
+            v = p[f"{name}.value_residual.own"] * v + p[f"{name}.value_residual.first"] * self.first_values
         y = np.zeros((T, self.n_heads, C))
         for h in range(self.n_heads):
             g = h * self.n_kv_heads // self.n_heads
             for t in range(T):
                 first = 0 if self.window is None else max(0, t - self.window + 1)
+                first = first if self.chunk is None else t // self.chunk * self.chunk
                 scores = []
                 for s in range(first, t + 1):
                     a, b = q[t, h], k[s, g]
@@ -111,7 +136,12 @@ class Transformer:
                         score -= alibi_slopes(self.n_heads)[h] * (t - s)
                     scores.append(score)
                 weights = np.exp(np.array(scores) - max(scores))
-                y[t, h] = weights / weights.sum() @ v[first : t + 1, g]
+                total = weights.sum()
+                if f"{name}.sinks.weight" in p:
+                    total += np.exp(p[f"{name}.sinks.weight"][h] - max(scores))
+                y[t, h] = weights / total @ v[first : t + 1, g]
+        if f"{name}.gate.g_proj.weight" in p:
+            y = y.reshape(T, -1) / (1 + np.exp(-linear(x, p, f"{name}.gate.g_proj")))
         return linear(y.reshape(T, -1), p, f"{name}.o_proj")
 
     def ffn(self, x, name):
@@ -148,6 +178,8 @@ class Transformer:
         if self.position == "sinusoidal":
             angle = np.arange(T)[:, None] / 10000 ** (np.arange(D // 2) / (D // 2))
             x = x + 0.02 * math.sqrt(2) * np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
+        x = self.norm(x, "embedding_norm") if "embedding_norm.weight" in p else x
+        self.first_values = None
         for i in range(self.n_layers):
             x = self.layer(x, f"layers.{i}")
         h = self.norm(x, "norm")

@@ -15,7 +15,8 @@ class OutputGate(nn.Module):
     Shapes:
         ``(B, L, width), (B, L, D) -> (B, L, width)``.
 
-    Source: Qiu et al. 2025, "Gated Attention for Large Language Models" (elementwise, after the weighted sum); Qwen3-Next.
+    Source: Qiu et al. 2025, "Gated Attention for Large Language Models" (elementwise, after the weighted sum);
+        Qwen3-Next.
     """
 
     def __init__(self, d_model: int, width: int, bias: bool = False):

@@ -22,8 +22,8 @@ class GroupedQueryAttention(nn.Module):
         layer_idx: place in the stack, counted from 0.
         head_dim: width of a head; None: ``d_model / n_heads``.
         position: factory of a `Position`; None: no positions.
-        qk_norm: factory of a norm of ``(B, L, H, C)``, called with ``head_dim`` and ``n_heads`` for queries and for keys;
-            a factory that returns None leaves the slot empty.
+        qk_norm: factory of a norm of ``(B, L, H, C)``, called with ``head_dim`` and ``n_heads`` for queries and for
+            keys; a factory that returns None leaves the slot empty.
         softcap: factory of a function on the scores; likewise.
         reach: how far back a position sees, see `lmxexp.model.attention.reach`; None: all the way.
         gate: factory of a gate on the output, see `OutputGate`, or None.
@@ -37,7 +37,8 @@ class GroupedQueryAttention(nn.Module):
         ``(B, L, D) -> (B, L, D)``.
 
     Cost:
-        Cache: ``2 n_kv_heads head_dim`` elements a position within reach. Mixing: ``4 n_heads head_dim`` FLOPs a visible position.
+        Cache: ``2 n_kv_heads head_dim`` elements a position within reach. Mixing: ``4 n_heads head_dim`` FLOPs a
+        visible position.
 
     Raises:
         ConfigError: sizes that do not divide.

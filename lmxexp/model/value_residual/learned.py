@@ -5,7 +5,7 @@ import mlx.nn as nn
 
 
 class ValueResidual(nn.Module):
-    """``a * first + b * own``: each layer's values mixed with those of the first attention layer, by two learned scalars.
+    """``a * first + b * own``: a layer's values mixed with those of the first attention layer, by two learned scalars.
 
     Args:
         first: initial share of the first layer's values.
