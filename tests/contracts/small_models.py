@@ -1,5 +1,6 @@
 """Small models of every kind, found by looking into conf/, so that a new YAML is tested with no edit here."""
 
+import re
 from functools import cache
 from pathlib import Path
 
@@ -10,12 +11,13 @@ from mlx.utils import tree_map
 from omegaconf import DictConfig, OmegaConf
 
 from lmxexp import compose
+from lmxexp.cli import conf
 
 MODEL = Path(__file__).resolve().parents[2] / "conf" / "model"
 VOCAB, LENGTH = 19, 24
 SIZES = ["model.d_model=32", "model.n_heads=4", "model.n_kv_heads=2", "model.d_ff=48"]
-# Knobs that bound how far a kind sees or how much it computes at once, wherever they stand in a model, and values that a
-# sequence of LENGTH goes beyond.
+# Knobs that bound how far a kind sees or how much it computes at once, wherever they stand in a model, and values that
+# a sequence of LENGTH goes beyond.
 SHORT = {"window": 5, "chunk": 5}
 
 
@@ -28,6 +30,19 @@ PRESETS = sorted(f.stem for f in MODEL.glob("*.yaml") if not f.stem.startswith("
 GROUPS = sorted(d.name for d in MODEL.iterdir() if d.is_dir() and d.name not in ("size", "init"))
 # Every kind once, in a llama: [("attention", "gqa"), …].
 EVERY_KIND = [(group, kind) for group in GROUPS for kind in kinds(group)]
+
+
+def yaml_of(group: str, kind: str) -> str:
+    """A kind's YAML with those that it starts from, as text."""
+    return OmegaConf.to_yaml(conf.content(MODEL / group / f"{kind}.yaml"))
+
+
+def one_of_each_class(group: str) -> list[str]:
+    """The first kind of a group for each class that its kinds configure."""
+    found: dict[tuple[str, ...], str] = {}
+    for kind in kinds(group):
+        found.setdefault(tuple(re.findall(r"_target_: (\S+)", yaml_of(group, kind)))[:1], kind)
+    return list(found.values())
 
 
 def choice(group: str, kind: str) -> str:
