@@ -2,7 +2,7 @@
 
 import mlx.nn as nn
 
-from lmxexp.model.init.law import NormalLaw, positive
+from lmxexp.model.init.law import Matrix, NormalLaw, positive
 
 
 class FanInInit(NormalLaw):
@@ -19,7 +19,7 @@ class FanInInit(NormalLaw):
         self.gain = positive("gain", gain)
         self.embedding_std = positive("embedding_std", embedding_std)
 
-    def std_of(self, path: str, module: nn.Linear | nn.Embedding, n_layers: int) -> float:
+    def std_of(self, path: str, module: Matrix, n_layers: int) -> float:
         if isinstance(module, nn.Embedding):
             return self.embedding_std
-        return self.gain * module.weight.shape[1] ** -0.5
+        return self.gain * module.weight.shape[-1] ** -0.5

@@ -1,7 +1,6 @@
 """GPT-2's initialisation."""
 
-import mlx.nn as nn
-
+from lmxexp.model.init.law import Matrix
 from lmxexp.model.init.normal import NormalInit
 
 
@@ -18,5 +17,5 @@ class Gpt2Init(NormalInit):
 
     residual_outputs = ("o_proj.weight", "down_proj.weight")
 
-    def std_of(self, path: str, module: nn.Linear | nn.Embedding, n_layers: int) -> float:
+    def std_of(self, path: str, module: Matrix, n_layers: int) -> float:
         return self.std / (2 * n_layers) ** 0.5 if path.endswith(self.residual_outputs) else self.std

@@ -8,25 +8,29 @@ import mlx.nn as nn
 import numpy as np
 
 from lmxexp.interfaces import ConfigError
+from lmxexp.model.ffn.experts import ExpertLinear
 from lmxexp.model.language_model import LanguageModel
+
+Matrix = nn.Linear | nn.Embedding | ExpertLinear
+"""What has a ``weight`` of matrices, inputs along the last axis."""
 
 
 class NormalLaw(ABC):
     """Normal weights whose standard deviation a subclass chooses, biases zero.
 
-    Linear layers and embeddings are drawn anew; every other parameter (norms, gates, decays) keeps the value that its
-    own module gave it. A matrix's key comes from its path, so two designs at one seed start with equal
-    weights wherever they have the same parts.
+    Linear layers, stacks of them in experts too, and embeddings are drawn anew; every other parameter (norms, gates,
+    decays) keeps the value that its own module gave it. A matrix's key comes from its path, so two designs at one seed
+    start with equal weights wherever they have the same parts.
     """
 
     @abstractmethod
-    def std_of(self, path: str, module: nn.Linear | nn.Embedding, n_layers: int) -> float:
+    def std_of(self, path: str, module: Matrix, n_layers: int) -> float:
         """Standard deviation of the weight at ``path``, such as ``layers.0.self_attn.o_proj.weight``."""
 
     def __call__(self, model: LanguageModel, key: mx.array) -> None:
         n_layers = len(model.layers)
         for name, module in model.named_modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
+            if isinstance(module, Matrix):
                 path = f"{name}.weight"
                 std = self.std_of(path, module, n_layers)
                 module.weight = std * mx.random.normal(module.weight.shape, module.weight.dtype, key=_fold(key, path))

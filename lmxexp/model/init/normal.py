@@ -1,8 +1,6 @@
 """One standard deviation for all."""
 
-import mlx.nn as nn
-
-from lmxexp.model.init.law import NormalLaw, positive
+from lmxexp.model.init.law import Matrix, NormalLaw, positive
 
 
 class NormalInit(NormalLaw):
@@ -15,5 +13,5 @@ class NormalInit(NormalLaw):
     def __init__(self, std: float = 0.02):
         self.std = positive("std", std)
 
-    def std_of(self, path: str, module: nn.Linear | nn.Embedding, n_layers: int) -> float:
+    def std_of(self, path: str, module: Matrix, n_layers: int) -> float:
         return self.std
