@@ -27,7 +27,7 @@ CASES = {
     "value_residual=learned attention=chunked model.qkv_bias=true": {"chunk": 5},
     "norm@model.embedding_norm=rmsnorm": {},
     "norm=rmsnorm_unit_offset": {"norm_offset": 1.0, "norm_eps": 1e-6},
-    "norm=rmsnorm_unscaled": {"unscaled": True},
+    "norm=rmsnorm_unscaled": {"unscaled": True, "norm_eps": 1e-6},
     "norm=dyt": {},
     "qk_norm=rmsnorm_all_heads": {},
     "qk_norm=rmsnorm_unit_offset": {"qk_norm_offset": 1.0},
