@@ -8,8 +8,8 @@ A family is a module ``lmxexp/export/families/<model_type>.py`` with
 ``ties(model) -> list[Tie]``
     Which arrays of ours hold the same numbers as which of theirs; each of both sides exactly once.
 ``overrides(config: dict) -> list[str]``
-    The overrides, `lmxexp.compose`'s, that build a model of this ``config.json``; raises `InexpressibleError` where
-    there is none.
+    The overrides, `lmxexp.compose`'s, that build a model of this ``config.json``, which may be of any age and leave
+    out what is usual in the family; raises `InexpressibleError` where there are none.
 
 All three look at the model's structure or the file alone, never at the name of the preset, so a model that was composed
 in another way but is a llama is exported as a llama. Nothing registers: the folder is the list.
@@ -34,7 +34,17 @@ class InexpressibleError(ValueError):
 
 
 class Family(Protocol):
-    """A module of ``lmxexp/export/families``."""
+    """A module of ``lmxexp/export/families``.
+
+    It may also have
+    ``MODEL_TYPE``, where ``config.json`` calls the family otherwise than its module is called;
+    ``PREFIX``, which some checkpoints put before every name of theirs, such as ``transformer.``;
+    ``BUFFERS``, a regular expression of names in checkpoints that are no weights;
+    ``IN_TRANSFORMERS`` False, where transformers has no such model.
+    """
+
+    ARCHITECTURE: str
+    """The class in transformers."""
 
     def config(self, model: LanguageModel) -> dict[str, Any]: ...
     def ties(self, model: LanguageModel) -> list[Tie]: ...
@@ -75,7 +85,7 @@ def joined(ours: Iterable[str], theirs: str, sizes: Iterable[int], axis: int = 0
     names, lengths = tuple(ours), list(sizes)
     ends = [sum(lengths[: i + 1]) for i in range(len(lengths) - 1)]
     return Tie(
-        names, (theirs,), lambda *a: (mx.concatenate(a, axis=axis),), lambda a: tuple(mx.split(a, ends, axis=axis))
+        names, (theirs,), lambda *a: (mx.concatenate(list(a), axis=axis),), lambda a: tuple(mx.split(a, ends, axis=axis))
     )
 
 
@@ -92,10 +102,18 @@ def standard_name(ours: str) -> str:
     return "model." + ours.removeprefix("embedding.")
 
 
+class Checks:
+    """How many conditions have held: of several families that refuse a model, the nearest is the one that came
+    furthest."""
+
+    passed = 0
+
+
 def require(condition: object, reason: str) -> None:
     """Raise `InexpressibleError` unless the condition holds."""
     if not condition:
         raise InexpressibleError(reason)
+    Checks.passed += 1
 
 
 def is_exactly(part: object, kind: type[T], what: str) -> T:

@@ -32,6 +32,8 @@ class LanguageModel(nn.Module):
         embedding_norm: factory of a norm on the embedded input, or None.
         logit_softcap: factory of a function on the logits; one that returns None leaves the slot empty.
         dropout: probability of dropping an element of the embedded input in training.
+        ahead: factory of modules that predict tokens beyond the next, see `lmxexp.model.ahead`; their layers are made
+            of what the last of the stack is made of. None: none.
 
     Raises:
         ConfigError: a pattern that names no block or does not fit ``n_layers``.
@@ -51,6 +53,7 @@ class LanguageModel(nn.Module):
         embedding_norm: Factory | None = None,
         logit_softcap: Factory | None = None,
         dropout: float = 0.0,
+        ahead: Factory | None = None,
     ):
         super().__init__()
         for key, value in {"d_model": d_model, "n_layers": n_layers}.items():
@@ -63,11 +66,12 @@ class LanguageModel(nn.Module):
         self.position_embedding = position_embedding(d_model=d_model) if position_embedding else None
         self.embedding_norm = embedding_norm(d_model) if embedding_norm else None
         self.embedding_dropout = nn.Dropout(dropout)
-        self.layers = [
-            _build_layer(d_model, i, block, **blocks[name]) for i, name in enumerate(lay_out(n_layers, pattern, blocks))
-        ]
+        names = lay_out(n_layers, pattern, blocks)
+        self.layers = [_build_layer(d_model, i, block, **blocks[name]) for i, name in enumerate(names)]
         self.norm = norm(d_model)
         self.logit_softcap = logit_softcap() if logit_softcap else None
+        another_layer = lambda k: _build_layer(d_model, n_layers + k, block, **blocks[names[-1]])
+        self.ahead = ahead(d_model=d_model, norm=norm, layer=another_layer) if ahead else []
 
     def __call__(self, tokens: mx.array, cache: Sequence[Any] | None = None) -> mx.array:
         """``(B, L)`` token ids to ``(B, L, V)`` logits; the signature is mlx-lm's."""
@@ -94,24 +98,42 @@ class LanguageModel(nn.Module):
         shared: Shared = {}
         for i, (layer, layer_cache) in enumerate(zip(self.layers, cache or [None] * len(self.layers), strict=True)):
             x, layer_aux = layer(x, cache=layer_cache, segment_ids=segment_ids, shared=shared)
-            for name, value in layer_aux.items():
-                if name.endswith("_loss"):
-                    aux[name] = aux[name] + value if name in aux else value
-                else:
-                    aux[f"{name}/{i}"] = value
+            _collect(aux, layer_aux, i)
             if isinstance(layer_cache, NoState):
                 layer_cache.offset += tokens.shape[1]
         return self.norm(x), aux
 
+    def look_ahead(
+        self, h: mx.array, tokens: mx.array, *, segment_ids: mx.array | None = None
+    ) -> tuple[list[mx.array], Aux]:
+        """What `logits` predicts tokens beyond the next from.
+
+        Args:
+            h: ``(B, L, D)``, what `hidden` made of ``tokens``, ``(B, L)``, with ``segment_ids``.
+
+        Returns:
+            For k = 1, 2, … as many as there are modules in ``ahead``, ``(B, L - k, D)``: at position i it stands for
+            the tokens up to i + k, and predicts the one after; and what their layers return beside (see `Aux`).
+        """
+        aux: Aux = {}
+        outputs = []
+        for k, module in enumerate(self.ahead, start=1):
+            ids = None if segment_ids is None else segment_ids[:, :-k]
+            h, layer_aux = module(h[:, :-1], self.embedding.embed(tokens[:, k:]), ids)
+            _collect(aux, layer_aux, len(self.layers) + k - 1)
+            outputs.append(h)
+        return outputs, aux
+
     def after_update(self, aux: Aux) -> None:
-        """Hand what the layers returned in `hidden` back to those modules of theirs that keep state by it."""
+        """Hand what the layers returned in `hidden` and `look_ahead` back to those modules of theirs that keep state
+        by it."""
         by_layer: dict[int, Aux] = {}
         for key, value in aux.items():
             name, _, layer = key.rpartition("/")
             if layer.isdigit():
                 by_layer.setdefault(int(layer), {})[name] = value
         for i, layer_aux in by_layer.items():
-            for module in self.layers[i].modules():
+            for module in [*self.layers, *self.ahead][i].modules():
                 if hasattr(module, "after_update"):
                     module.after_update(layer_aux)
 
@@ -133,13 +155,14 @@ class LanguageModel(nn.Module):
         """Trainable parameters; a tied matrix counts once."""
         return sum(p.size for p in by_path(self.trainable_parameters()).values())
 
-    def mixers(self) -> list[Any]:
-        """The mixers, in order of the layers. What a mixer is composed of is its own affair."""
+    def mixers(self, *, ahead: bool = False) -> list[Any]:
+        """The mixers, in order of the layers, and with ``ahead`` those of the modules ahead. What a mixer is composed
+        of is its own affair."""
         found: dict[str, Any] = {}
         for path, module in sorted(self.named_modules(), key=lambda named: _in_order(named[0])):
             if hasattr(module, "mixing_flops") and not any(path.startswith(f"{outer}.") for outer in found):
                 found[path] = module
-        return list(found.values())
+        return [mixer for path, mixer in found.items() if ahead or not path.startswith("ahead.")]
 
     def flops_per_token(self, seq_len: int) -> int:
         """FLOPs of training on one token of a sequence of ``seq_len``: forward and, at twice its cost, backward.
@@ -149,12 +172,22 @@ class LanguageModel(nn.Module):
         """
         weights = sum(m.weight.size for m in self.modules() if isinstance(m, nn.Linear)) + self.embedding.head_size()
         others = sum(m.weight_flops() for m in self.modules() if hasattr(m, "weight_flops"))
-        mixing = sum(m.mixing_flops(seq_len) for m in self.mixers())
+        weights += len(self.ahead) * self.vocab_size * self.d_model  # each uses the head once more
+        mixing = sum(m.mixing_flops(seq_len) for m in self.mixers(ahead=True))
         return 3 * (2 * weights + others + mixing)
 
     def state_size(self, seq_len: int) -> int:
         """Cache elements of one sequence after ``seq_len`` positions."""
         return sum(m.state_size(seq_len) for m in self.mixers())
+
+
+def _collect(aux: Aux, layer_aux: Aux, layer_idx: int) -> None:
+    """Add what one layer returned to what all have, see `Aux`."""
+    for name, value in layer_aux.items():
+        if name.endswith("_loss"):
+            aux[name] = aux[name] + value if name in aux else value
+        else:
+            aux[f"{name}/{layer_idx}"] = value
 
 
 def _build_layer(

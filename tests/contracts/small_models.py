@@ -11,6 +11,7 @@ from mlx.utils import tree_map
 from omegaconf import DictConfig, OmegaConf
 
 from lmxexp import compose
+from lmxexp.model.norm.rmsnorm import RMSNorm
 from lmxexp.cli import conf
 
 MODEL = Path(__file__).resolve().parents[2] / "conf" / "model"
@@ -26,7 +27,8 @@ def kinds(group: str) -> list[str]:
     return sorted(f.stem for f in (MODEL / group).glob("*.yaml") if not f.stem.startswith("_"))
 
 
-PRESETS = sorted(f.stem for f in MODEL.glob("*.yaml") if not f.stem.startswith("_"))
+# One that is told by the user where its model lies (`path: ???`) is no preset by itself.
+PRESETS = sorted(f.stem for f in MODEL.glob("*.yaml") if not f.stem.startswith("_") and "???" not in f.read_text())
 GROUPS = sorted(d.name for d in MODEL.iterdir() if d.is_dir() and d.name not in ("size", "init"))
 # Every kind once, in a llama: [("attention", "gqa"), …].
 EVERY_KIND = [(group, kind) for group in GROUPS for kind in kinds(group)]
@@ -92,6 +94,9 @@ def randomise(module: nn.Module, seed: int = 0) -> None:
         return (1.0 + 0.3 * noise if p.ndim == 1 else noise * p.shape[-1] ** -0.5).astype(p.dtype)
 
     module.update(tree_map(draw, module.parameters()))
+    for norm in module.modules():
+        if isinstance(norm, RMSNorm) and "weight" in norm and norm.offset:
+            norm.weight = norm.weight - norm.offset  # its scale is what shall be around one
     mx.eval(module.parameters())
 
 

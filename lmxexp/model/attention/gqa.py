@@ -32,6 +32,7 @@ class GroupedQueryAttention(nn.Module):
         bias: whether the output projection has a bias.
         qkv_bias: whether the other three have one; None: as ``bias``.
         dropout: probability of dropping an attention weight in training.
+        scale: what the scores are multiplied by; None: ``head_dim ** -0.5``.
 
     Shapes:
         ``(B, L, D) -> (B, L, D)``.
@@ -64,6 +65,7 @@ class GroupedQueryAttention(nn.Module):
         bias: bool = False,
         qkv_bias: bool | None = None,
         dropout: float = 0.0,
+        scale: float | None = None,
     ):
         super().__init__()
         if n_heads < 1 or n_kv_heads < 1 or n_heads % n_kv_heads:
@@ -75,7 +77,7 @@ class GroupedQueryAttention(nn.Module):
                 )
             head_dim = d_model // n_heads
         self.n_heads, self.n_kv_heads, self.head_dim = n_heads, n_kv_heads, head_dim
-        self.scale = head_dim**-0.5
+        self.scale = head_dim**-0.5 if scale is None else scale
         self.dropout = dropout
         qkv_bias = bias if qkv_bias is None else qkv_bias
         self.q_proj = nn.Linear(d_model, n_heads * head_dim, bias=qkv_bias)

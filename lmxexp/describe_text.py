@@ -1,0 +1,100 @@
+"""A `Description` for the eye."""
+
+from __future__ import annotations
+
+import sys
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from lmxexp.counts import Part, total
+from lmxexp.describe import Description
+
+_PLAIN_WIDTH = 120
+"""Columns of a file or pipe, which has no width of its own."""
+
+
+def show(description: Description) -> None:
+    """Print it."""
+    console = Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH, highlight=False)
+    d = description
+    console.print(f"[bold]{d.name}[/]: {d.params:,} parameters, {d.flops:,} FLOPs a token forward", markup=True)
+    console.print(f"vocabulary {d.vocab_size:,} ({d.vocab_source}); batch {d.batch_size} x {d.seq_len}; {d.precision}")
+    console.print(f"layers     {d.layout}", markup=False)
+    console.print(_parts(d))
+    console.print(_facts(d))
+
+
+def _parts(d: Description) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    for heading in ("parameters", "active", "FLOPs/token", "between positions", "share"):
+        table.add_column(heading, justify="right")
+    all_flops = max(d.flops, 1)
+
+    def row(name: str, part: Part, style: str = "") -> None:
+        flops = part.flops + part.mixing_flops
+        numbers = (part.params, part.active_params, flops, part.mixing_flops)
+        table.add_row(name, *(f"{n:,}" if n else "-" for n in numbers), f"{flops / all_flops:.1%}", style=style)
+
+    for kind in d.layers:
+        row(f"{kind.count} x {kind.name}  {kind.made_of}", total(kind.parts))
+        for name, part in kind.parts.items():
+            row(f"    {name}", part, "dim")
+    inside = {name for kind in d.layers for name in kind.parts}
+    for name, part in d.parts.items():
+        if name not in inside or name == "norms":
+            outside = part if name not in inside else _without(part, [kind.parts.get(name, Part()) for kind in d.layers])
+            if outside != Part():
+                row(name if name != "norms" else "norms around the layers", outside)
+    table.add_section()
+    row("total", total(d.parts), "bold")
+    return table
+
+
+def _without(part: Part, others: list[Part]) -> Part:
+    """What remains of a sum."""
+    inside = sum(others, Part())
+    return Part(
+        part.params - inside.params,
+        part.active_params - inside.active_params,
+        part.flops - inside.flops,
+        part.mixing_flops - inside.mixing_flops,
+    )
+
+
+def _facts(d: Description) -> Table:
+    table = Table.grid(padding=(0, 2))
+    if d.frozen_params:
+        table.add_row("frozen", f"{d.frozen_params:,} parameters that no gradient moves")
+    table.add_row("training", f"{d.training_flops:,} FLOPs a token: forward, and backward at twice its cost")
+    table.add_row(
+        "state",
+        f"{d.state:,} elements of a sequence of {d.seq_len:,}: {_bytes(2 * d.state)} in bf16, {_bytes(4 * d.state)} in "
+        f"fp32; each position after it adds {d.state_growth:,.0f}",
+    )
+    for kind in d.layers if len(d.layers) > 1 else []:
+        table.add_row("", f"{kind.state:,} of them in {kind.name}")
+    table.add_row("memory", _memory(d))
+    return table
+
+
+def _memory(d: Description) -> str:
+    m = d.memory
+    if m is None:
+        return f"no estimate: {d.memory_missing}"
+    return (
+        f"about {_bytes(m.peak)} at its peak in training (an estimate): weights {_bytes(m.weights)}, optimizer "
+        f"{_bytes(m.optimizer)}, gradients {_bytes(m.gradients)}, logits {_bytes(m.logits)}, activations and temporaries "
+        f"{_bytes(m.activations)}"
+    )
+
+
+def _bytes(n: float) -> str:
+    """In units of powers of 1000, as memory is everywhere here."""
+    for unit in ("B", "kB", "MB"):
+        if n < 1000:
+            return f"{n:.3g} {unit}"
+        n /= 1000
+    return f"{n:.3g} GB"

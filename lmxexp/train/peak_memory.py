@@ -1,0 +1,190 @@
+"""What a training step will take of memory, from its graph, before anything is computed."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.optimizers
+from mlx.utils import tree_flatten, tree_unflatten
+
+from lmxexp.interfaces import Loss
+from lmxexp.model.language_model import LanguageModel
+from lmxexp.train.random_state import get_random_state, set_random_state
+from lmxexp.train.step import TrainStep
+
+FACTOR = 1.2
+"""What MLX takes beyond the arrays that are alive at one time: it allocates ahead of what is being computed, copies
+operands into the order that a kernel wants, and evaluates in an order of its own."""
+
+# They give another shape to an array that is there already.
+_VIEWS = frozenset(
+    "AsStrided Broadcast Copy ExpandDims Flatten Reshape Slice Split Squeeze StopGradient Transpose Unflatten".split()
+)
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes of one training step."""
+
+    weights: int
+    optimizer: int
+    """The optimizer's state."""
+    gradients: int
+    logits: int
+    """One array of them; forward and backward need two to four."""
+    activations: int
+    """The rest: what the forward pass keeps for the backward one, and temporaries."""
+    peak: int
+    """The sum, times `FACTOR` where it is not state."""
+
+
+def estimate(
+    model: LanguageModel,
+    optimizer: mlx.optimizers.Optimizer,
+    loss: Loss,
+    *,
+    batch_size: int,
+    seq_len: int,
+    n_micro: int = 1,
+    compute_dtype: mx.Dtype | None = None,
+    fused_attention: bool = False,
+) -> MemoryEstimate:
+    """Follow the arrays of one training step from where they are made to where they are last used.
+
+    The step is traced and not run. Summed over the arrays alive at a time, the greatest sum, times a measured factor, is
+    the estimate. Nothing is allocated if the model was not evaluated.
+
+    Args:
+        model: its parameters and the optimizer's state are put back after the trace.
+        optimizer: initialised.
+        batch_size: sequences of one optimizer step.
+        n_micro: parts that they are computed in.
+        compute_dtype: as `TrainStep` takes it.
+        fused_attention: whether MLX has a kernel for attention that keeps no scores, as on GPUs.
+
+    Raises:
+        ValueError: a primitive that MLX cannot trace.
+    """
+    step = TrainStep(model, optimizer, loss, n_micro=n_micro, compute_dtype=compute_dtype, compile=False)
+    before, random_state = [model.parameters(), optimizer.state], get_random_state()
+    names, leaves = zip(*tree_flatten(before), strict=True)
+    trainable = [a for _, a in tree_flatten(model.trainable_parameters())]
+
+    def traced(tokens: mx.array, *state: mx.array) -> list[mx.array]:
+        parameters, optimizer_state = tree_unflatten(list(zip(names, state, strict=True)))
+        model.update(parameters)
+        optimizer.state = optimizer_state
+        batch = {"inputs": tokens, "targets": tokens}
+        if n_micro == 1:
+            result = [step._whole_step(batch), model.parameters(), optimizer.state]
+        else:
+            result = step._weighted_part(batch)
+        return [a for _, a in tree_flatten(result)]
+
+    tokens = mx.zeros((batch_size // n_micro, seq_len), mx.int32)
+    with _on_cpu(), _stand_in_for_fused_attention(fused_attention):
+        try:
+            graph = _Graph.of(traced, tokens, *leaves)
+        finally:
+            model.update(before[0])
+            optimizer.state = before[1]
+            set_random_state(random_state)
+    weights = sum(a.nbytes for _, a in tree_flatten(model.parameters()))
+    in_optimizer = sum(a.nbytes for _, a in tree_flatten(optimizer.state))
+    gradients = sum(a.nbytes for a in trainable)
+    # With parts, the sum of their gradients is kept beside the part's own, both in fp32.
+    kept = weights + in_optimizer + (0 if n_micro == 1 else sum(4 * a.size for a in trainable))
+    rest = max(graph.peak() - weights - in_optimizer, gradients)
+    logits = tokens.size * model.vocab_size * (compute_dtype or trainable[0].dtype).size
+    return MemoryEstimate(
+        weights=weights,
+        optimizer=in_optimizer,
+        gradients=gradients,
+        logits=logits,
+        activations=max(rest - gradients - logits, 0),
+        peak=kept + round(FACTOR * rest),
+    )
+
+
+@dataclass
+class _Graph:
+    """The operations of a traced function in an order they can be computed in."""
+
+    operations: list[tuple[str, list[str], dict[str, int]]]
+    """Name, the names of the inputs, and the bytes of the outputs by name."""
+    inputs: dict[str, int]
+    outputs: list[str]
+
+    @classmethod
+    def of(cls, function: Any, *args: mx.array) -> "_Graph":
+        graph = cls([], {}, [])
+
+        def note(event: dict[str, Any]) -> None:
+            if event["type"] == "primitive":
+                made = {name: math.prod(shape) * dtype.size for name, shape, dtype in event["outputs"]}
+                graph.operations.append((event["name"], [name for name, *_ in event["inputs"]], made))
+            elif event["type"] == "inputs":
+                graph.inputs |= {name: math.prod(shape) * dtype.size for name, shape, dtype in event["inputs"]}
+            elif event["type"] == "constants":
+                graph.inputs |= {name: a.nbytes for name, a in event["constants"]}
+            elif event["type"] == "outputs":
+                graph.outputs += [name for name, *_ in event["outputs"]]
+
+        mx.export_function(note, function, *args)
+        return graph
+
+    def peak(self) -> int:
+        """The most bytes that are alive at one time, the inputs among them until they are last used."""
+        buffer: dict[str, str] = {}
+        for name, used, made in self.operations:
+            if name in _VIEWS and used:
+                buffer |= dict.fromkeys(made, buffer.get(used[0], used[0]))
+        last = {buffer.get(name, name): i for i, (_, used, _) in enumerate(self.operations) for name in used}
+        last |= {buffer.get(name, name): len(self.operations) for name in self.outputs}
+        dies: dict[int, list[str]] = {}
+        for name, i in last.items():
+            dies.setdefault(i, []).append(name)
+        alive = dict(self.inputs)
+        total = most = sum(alive.values())
+        for i, (_, _, made) in enumerate(self.operations):
+            for name, size in made.items():
+                if name not in buffer:
+                    alive[name] = size
+                    total += size
+            most = max(most, total)
+            total -= sum(alive.pop(name, 0) for name in dies.get(i, ()))
+        return most
+
+
+@contextmanager
+def _on_cpu() -> Iterator[None]:
+    """The embedding's own gradient, on GPUs, is a function that MLX does not trace."""
+    device = mx.default_device()
+    mx.set_default_device(mx.cpu)
+    try:
+        yield
+    finally:
+        mx.set_default_device(device)
+
+
+@contextmanager
+def _stand_in_for_fused_attention(wanted: bool) -> Iterator[None]:
+    """On the CPU attention is traced as products with all scores; a fused kernel keeps queries, keys, values and output."""
+    fused = mx.fast.scaled_dot_product_attention
+    if wanted:
+        mx.fast.scaled_dot_product_attention = _keeps_no_scores  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        mx.fast.scaled_dot_product_attention = fused
+
+
+def _keeps_no_scores(q: mx.array, k: mx.array, v: mx.array, **_: Any) -> mx.array:
+    """An array of attention's shape, made of all that attention is made of."""
+    B, H, L, _C = q.shape
+    K = k.shape[1]
+    weights = q[..., :1].reshape(B, K, H // K, L, 1) * k[:, :, None, -L:, :1]
+    return (weights * v[:, :, None, -L:]).reshape(B, H, L, v.shape[-1])

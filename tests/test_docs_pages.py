@@ -1,0 +1,64 @@
+"""The generated pages under docs/ are those that the sources would give today."""
+
+import pytest
+
+from docs import kinds, sizes
+
+
+def test_kinds_page_is_fresh():
+    assert kinds.PAGE.read_text("utf-8") == kinds.page(), "docs/kinds.md is stale: run `python docs/kinds.py`"
+
+
+def test_every_kind_says_what_it_is():
+    lines = [line for line in kinds.page().splitlines() if line.startswith("| `")]
+    assert len(lines) > 100
+    assert [line for line in lines if not line.split("|")[2].strip()] == []
+
+
+@pytest.fixture(scope="module")
+def counts():
+    return sizes.counts()
+
+
+@pytest.mark.parametrize("size", sizes.VOCABULARIES)
+def test_sizes_are_what_they_are_named(size, counts):
+    """Every preset has the parameters that its size is named by; ``python docs/sizes.py --fit PRESET`` proposes how."""
+    wanted = sizes.target(size)
+    missed = {preset: f"{n / wanted - 1:+.1%}" for (preset, s), (n, _) in counts.items() if s == size}
+    assert {p: m for p, m in missed.items() if abs(float(m[:-1])) > 3.0} == {}
+
+
+def test_sizes_page_is_fresh(counts):
+    assert sizes.PAGE.read_text("utf-8") == sizes.page(), "docs/sizes.md is stale: run `python docs/sizes.py`"
+
+
+@pytest.mark.parametrize(("preset", "size"), [("gpt", "10m"), ("mamba", "350m")])
+def test_a_size_is_put_together_as_hydra_does(preset, size):
+    from lmxexp import compose
+
+    wanted = compose([f"model={preset}", f"size={size}"]).model
+    made = sizes.configured(preset, size).model
+    for key in ("d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff"):
+        assert made[key] == wanted[key]
+
+
+def test_what_the_user_says_goes_before_a_presets_own_sizes():
+    from lmxexp import compose
+    from lmxexp.cli.validate import check
+
+    overrides = ["model=llama", "size=124m", "model.d_ff=1000", "model.n_layers=3"]
+    cfg = compose(overrides)
+    check(cfg, overrides)
+    assert (cfg.model.attention.n_heads, cfg.model.ffn.d_ff, cfg.model.net.n_layers) == (12, 1000, 3)
+
+
+def test_a_size_of_the_users_own_stands(tmp_path):
+    """`widths` and `depths` are looked up by our own sizes."""
+    from lmxexp import compose
+
+    (tmp_path / "model" / "size").mkdir(parents=True)
+    file = tmp_path / "model" / "size" / "mine.yaml"
+    file.write_text("# @package model\nd_model: 64\nn_layers: 3\nn_heads: 4\nn_kv_heads: 2\nhead_dim: null\nd_ff: 77\n")
+    for preset in ("llama", "mamba"):
+        cfg = compose([f"model={preset}", "size=mine"], config_dir=tmp_path)
+        assert (cfg.model.d_ff, cfg.model.n_layers) == (77, 3)
