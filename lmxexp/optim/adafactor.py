@@ -28,7 +28,7 @@ class Adafactor(FullPrecision):
         decay_rate: The mean square keeps ``1 - step**-decay_rate`` of itself at each step; above 0.
         beta1: How much of a mean of the changes stays at each step; None: no such mean, and no state for it.
         scale_parameter: Multiply the learning rate by the parameter's RMS.
-        weight_decay: Decoupled decay of parameters with two or more axes.
+        weight_decay: Decoupled decay of matrices, see `lmxexp.optim.roles`.
 
     Raises:
         ConfigError: A setting is outside its range.

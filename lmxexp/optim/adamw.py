@@ -16,7 +16,7 @@ class AdamW(Adam):
         learning_rate: A number, or a callable from the step to a float32 scalar.
         betas: How much of the mean, and of the mean square, stays at each step; in [0, 1).
         eps: Added to the root mean square.
-        weight_decay: Decoupled decay of parameters with two or more axes.
+        weight_decay: Decoupled decay of matrices, see `lmxexp.optim.roles`.
 
     Raises:
         ConfigError: A setting is outside its range.

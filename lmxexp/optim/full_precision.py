@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import mlx.core as mx
 from mlx.optimizers import Optimizer
+from mlx.utils import tree_map_with_path
 
 from lmxexp.interfaces import Schedule
 from lmxexp.optim.checks import check_learning_rate, check_weight_decay
+from lmxexp.optim.roles import is_matrix
 
 
 class FullPrecision(Optimizer):
@@ -14,7 +18,7 @@ class FullPrecision(Optimizer):
 
     A subclass says which state a parameter has (`moments`) and how far to move it (`change`). This class casts the
     gradient and the parameter to fp32 and the new parameter back, and subtracts ``learning_rate * weight_decay * p``
-    from parameters of two or more axes, embeddings included: vectors (norms, biases) are never decayed, as in nanoGPT.
+    from matrices (see `lmxexp.optim.roles`), embeddings included: norms, biases, decays are never decayed.
 
     MLX's own optimizers keep their state in the parameter's type. In bf16 (8 bits of precision) ``0.999 * v`` rounds
     back to ``v``, so a second moment never shrinks; and they decay every parameter. With bf16 *parameters* a change
@@ -40,6 +44,7 @@ class FullPrecision(Optimizer):
             check_learning_rate(learning_rate)
         self._maybe_schedule("learning_rate", learning_rate)
         self.weight_decay = check_weight_decay(weight_decay)
+        self.l2_penalty = 0.0  # a decay that is added to the gradient, for the optimizers that are defined so
 
     def moments(self, parameter: mx.array) -> dict[str, mx.array]:
         """The state of one parameter before the first step, fp32. ``parameter`` tells the shape."""
@@ -55,10 +60,20 @@ class FullPrecision(Optimizer):
     def init_single(self, parameter: mx.array, state: dict[str, mx.array]) -> None:
         state.update(self.moments(parameter))
 
-    def apply_single(self, gradient: mx.array, parameter: mx.array, state: dict[str, mx.array]) -> mx.array:
+    def apply_gradients(self, gradients: dict, parameters: dict) -> dict:
+        if not self._initialized:
+            self.init(gradients)
+        super().apply_gradients({}, {})  # the step and the schedules; it does not know the parameters' names
+        return cast(dict, tree_map_with_path(self._apply, gradients, parameters, self.state))
+
+    def _apply(self, path: str, gradient: mx.array, parameter: mx.array, state: dict[str, mx.array]) -> mx.array:
         weight = parameter.astype(mx.float32)
-        change = self.change(gradient.astype(mx.float32), weight, state)
-        if self.weight_decay and weight.ndim >= 2:
+        gradient = gradient.astype(mx.float32)
+        decays = is_matrix(path, parameter)
+        if self.l2_penalty and decays:
+            gradient = gradient + self.l2_penalty * weight
+        change = self.change(gradient, weight, state)
+        if self.weight_decay and decays:
             change = change + self.learning_rate * self.weight_decay * weight
         return (weight - change).astype(parameter.dtype)
 

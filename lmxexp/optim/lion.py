@@ -18,7 +18,7 @@ class Lion(FullPrecision):
     Args:
         learning_rate: A number, or a callable from the step to a float32 scalar.
         betas: How much of the momentum counts in the direction, and how much of it stays; in [0, 1).
-        weight_decay: Decoupled decay of parameters with two or more axes.
+        weight_decay: Decoupled decay of matrices, see `lmxexp.optim.roles`.
 
     Raises:
         ConfigError: A setting is outside its range.

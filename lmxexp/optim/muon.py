@@ -11,6 +11,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from lmxexp.interfaces import ConfigError, OptimizerFactory, Schedule
 from lmxexp.optim.checks import check_fraction
 from lmxexp.optim.full_precision import FullPrecision, zeros
+from lmxexp.optim.roles import is_hidden_matrix, is_stack
 
 Precision = Literal["auto", "bf16", "fp32"]
 Scale = Literal["spectral", "match_rms_adamw"]
@@ -118,21 +119,11 @@ class Muon(FullPrecision):
         return self.learning_rate * scale * direction.reshape(gradient.shape)
 
 
-def is_hidden_matrix(path: str, parameter: mx.array) -> bool:
-    """Whether Muon takes the parameter: two or more axes, and neither an embedding nor the head."""
-    return parameter.ndim >= 2 and "embed" not in path and "lm_head" not in path
-
-
-def is_stack(path: str, parameter: mx.array) -> bool:
-    """Whether a weight of more than two axes is a stack of matrices rather than a convolution."""
-    return parameter.ndim > 2 and "conv" not in path
-
-
 class MuonWithAdamW(MultiOptimizer):
     """Muon for hidden matrices, AdamW for embeddings, the head and vectors.
 
-    Parameters are told apart by name and shape: ``embed`` or ``lm_head`` in the path, or fewer than two axes, means
-    AdamW. A weight of more than two axes is a convolution's if ``conv`` is in its path, else a stack of matrices.
+    Parameters are told apart by name and shape, see `lmxexp.optim.roles`. A weight of more than two axes is a
+    convolution's if ``conv`` is in its path, else a stack of matrices.
 
     Args:
         learning_rate: Muon's: a number, or a callable from the step to a float32 scalar.

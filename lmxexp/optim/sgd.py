@@ -19,7 +19,7 @@ class SGD(FullPrecision):
         learning_rate: A number, or a callable from the step to a float32 scalar.
         momentum: How much of the running sum stays at each step, in [0, 1); 0: none, and no state.
         nesterov: Look ahead by one step of momentum; needs ``momentum > 0``.
-        weight_decay: L2 penalty of parameters with two or more axes.
+        weight_decay: L2 penalty of matrices, see `lmxexp.optim.roles`.
 
     Raises:
         ConfigError: A setting is outside its range, or ``nesterov`` is asked for without momentum.
@@ -47,8 +47,6 @@ class SGD(FullPrecision):
         return {"m": zeros(parameter)} if self.momentum else {}
 
     def change(self, gradient: mx.array, parameter: mx.array, state: dict[str, mx.array]) -> mx.array:
-        if self.l2_penalty and parameter.ndim >= 2:
-            gradient = gradient + self.l2_penalty * parameter
         if not self.momentum:
             return self.learning_rate * gradient
         state["m"] = self.momentum * state["m"] + gradient
