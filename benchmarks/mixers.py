@@ -59,8 +59,10 @@ def measure(args: argparse.Namespace) -> dict:
         for kind in args.kinds:
             mx.reset_peak_memory()
             try:
+                start = time.perf_counter()
                 step = make_step(kind, sizes, max(1, args.tokens // length), length, dtype)
                 step()
+                print(f"{kind} at {length}: first step {time.perf_counter() - start:.1f} s", flush=True)
                 start = time.perf_counter()
                 step()
                 once = time.perf_counter() - start

@@ -99,36 +99,45 @@ def page() -> str:
 
 
 def fit(preset: str, size: str) -> dict[str, int]:
-    """``d_ff`` or ``n_layers``, or both, that bring a preset to a size; empty if it is there by itself.
+    """``n_layers`` or ``d_ff``, or both, that bring a preset to a size; empty if it is there by itself.
 
-    The size's number of layers stays where a width near the kind's own will do. Otherwise both change, as little as can
-    be by their ratios to what they were.
+    A number of layers alone if one will do: then the feed-forward keeps the width that follows from d_model, and all
+    its kinds are of one size. Otherwise a width near that one, otherwise both, changed as little as can be.
     """
     plain = int(_plain(size)["n_layers"])
+    pattern = _preset(preset).model.net.pattern
+    ends, period = (len(pattern.get("first") or []) + len(pattern.get("last") or []), len(pattern["repeat"]))
 
     @cache
-    def error(n_layers: int, d_ff: int | None) -> float:
+    def error(n_layers: int, d_ff: int | None = None) -> float:
         return count(preset, size, n_layers=n_layers, d_ff=d_ff)[0] / target(size) - 1
 
-    if abs(error(plain, None)) <= TOLERANCE:
+    if abs(error(plain)) <= TOLERANCE:
         return {}
+    whole = [n for n in range(ends + period, 3 * plain) if period > 4 or (n - ends) % period == 0]
+    best = min(whole, key=lambda n: abs(_line(error, plain, n)))
+    if abs(error(best)) < TOLERANCE and plain / 2 <= best <= 2 * plain:
+        return {"n_layers": best}
     found = []
-    for n_layers in sorted(range(plain // 3, 2 * plain + 2), key=lambda n: abs(n - plain)):
-        narrow, wide = error(n_layers, 256), error(n_layers, 1280)
-        if narrow == wide:  # no feed-forward
-            found.append((abs(error(n_layers, None)), {"n_layers": n_layers}))
+    for n_layers in [plain, *sorted(whole, key=lambda n: abs(n - plain))]:
+        if abs(_line(error, plain, n_layers)) > 2.0 or error(n_layers, 256) == error(n_layers, 1280):
             continue
-        slope = (wide - narrow) / 1024
-        own = 256 + (error(n_layers, None) - narrow) / slope
-        near = [8 * (round((256 - narrow / slope) / 8) + i) for i in range(-8, 9)]
-        for d_ff in sorted(w for w in near if w >= 64):
-            if abs(error(n_layers, d_ff)) <= TOLERANCE / 4:
+        slope = (error(n_layers, 1280) - error(n_layers, 256)) / 1024
+        own = 256 + (error(n_layers) - error(n_layers, 256)) / slope
+        nearest = 8 * round((256 - error(n_layers, 256) / slope) / 8)
+        for d_ff in (nearest - 8, nearest, nearest + 8):
+            if d_ff >= 64 and abs(error(n_layers, d_ff)) < TOLERANCE:
                 change = math.log(d_ff / own) ** 2 + math.log(n_layers / plain) ** 2
                 sizes = {"d_ff": d_ff} if n_layers == plain else {"n_layers": n_layers, "d_ff": d_ff}
-                found.append((change + abs(error(n_layers, d_ff)), sizes))
+                found.append((change + 3 * abs(error(n_layers, d_ff)), sizes))
         if n_layers == plain and found and min(found, key=_first)[0] < math.log(1.7) ** 2:
             break
     return min(found, key=_first)[1]
+
+
+def _line(error, plain: int, n_layers: int) -> float:
+    """About ``error(n_layers)``: it grows by as much with every layer."""
+    return error(plain) + (n_layers - plain) * (error(2 * plain) - error(plain)) / plain
 
 
 def _first(pair: tuple) -> float:
@@ -145,7 +154,9 @@ def _plain(size: str) -> DictConfig:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--fit", nargs="*", metavar="PRESET", help="propose sizes for these presets, or those that miss one")
+    parser.add_argument(
+        "--fit", nargs="*", metavar="PRESET", help="propose sizes for these presets, or those that miss one"
+    )
     args = parser.parse_args()
     if args.fit is None:
         PAGE.write_text(page(), encoding="utf-8")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
+import mlx.core as mx
 import mlx.nn as nn
 
 from lmxexp.model.language_model import LanguageModel
@@ -50,17 +52,38 @@ def by_layer(model: LanguageModel, seq_len: int) -> tuple[list[Parts], Parts]:
 
     for path, p in by_path(model.trainable_parameters()).items():
         count(path, params=p.size, active_params=p.size)
-    mixers = {id(mixer) for mixer in model.mixers()}
-    for path, module in model.named_modules():
+    mixers = {id(mixer) for mixer in model.mixers(ahead=True)}
+    for path, module in _modules(model):
         if isinstance(module, nn.Linear):
             count(path, flops=2 * module.weight.size)
+            continue
         if hasattr(module, "weight_flops"):
-            stacks = sum(p.size for p in by_path(module.trainable_parameters()).values() if p.ndim > 2)
-            count(path, flops=module.weight_flops(), active_params=module.weight_flops() // 2 - stacks)
+            weights, others_of_experts = _of_experts(module)
+            active = module.weight_flops() // 2
+            idle = weights - active + others_of_experts - others_of_experts * active // max(weights, 1)
+            count(path, flops=module.weight_flops(), active_params=-idle)
         if id(module) in mixers:
             count(path, mixing_flops=module.mixing_flops(seq_len))
     count("embedding.lm_head", flops=2 * model.embedding.head_size())
+    if model.ahead:
+        count("ahead", flops=2 * len(model.ahead) * model.vocab_size * model.d_model)  # each uses the head once more
     return layers, others
+
+
+def _modules(model: LanguageModel) -> list[tuple[str, Any]]:
+    """By path. Some have methods that ``nn.Module`` does not know of."""
+    return model.named_modules()
+
+
+def _of_experts(module: nn.Module) -> tuple[int, int]:
+    """Weights of experts, which are stacks of matrices, and the parameters that stand beside a stack (biases)."""
+    weights = beside = 0
+    for layer in module.modules():
+        own = [value for value in layer.values() if isinstance(value, mx.array)]
+        stacks = sum(p.size for p in own if p.ndim > 2)
+        weights += stacks
+        beside += sum(p.size for p in own) - stacks if stacks else 0
+    return weights, beside
 
 
 def part_of(path: str) -> tuple[int | None, str]:
@@ -100,5 +123,10 @@ def layout(names: Sequence[str], pattern: Mapping[str, Sequence[str] | None]) ->
     first, repeat, last = (list(pattern.get(part) or []) for part in ("first", "repeat", "last"))
     between = len(names) - len(first) - len(last)
     times, cut = divmod(between, len(repeat)) if repeat else (0, 0)
-    pieces = [" ".join(first), f"{times} x [{' '.join(repeat)}]" if times else "", " ".join(repeat[:cut]), " ".join(last)]
+    pieces = [
+        " ".join(first),
+        f"{times} x [{' '.join(repeat)}]" if times else "",
+        " ".join(repeat[:cut]),
+        " ".join(last),
+    ]
     return " + ".join(piece for piece in pieces if piece)

@@ -49,6 +49,8 @@ class Description:
     layers: list[LayerKind]
     parts: Parts
     """Of the whole model."""
+    outside: Parts
+    """Of what is no layer."""
     params: int
     """Trainable; a tied matrix counts once."""
     active_params: int
@@ -79,19 +81,25 @@ def describe(cfg: DictConfig, vocab_size: int | None = None) -> Description:
     Raises:
         ConfigError: a setting that cannot work, as far as it shows before the data is read.
     """
-    from hydra.utils import instantiate
-
     from lmxexp import counts
     from lmxexp.cli.validate import check
     from lmxexp.model.language_model import lay_out
     from lmxexp.ops.trees import by_path
+    from lmxexp.run import build
+    from lmxexp.train.random_state import get_random_state, set_random_state
 
     check(cfg)
+    random_state = get_random_state()
     written, cfg = cfg, copy.deepcopy(cfg)  # instantiate resolves interpolations in place
     vocab_size, vocab_source = (vocab_size, "given") if vocab_size is not None else vocabulary(cfg)
-    settings: TrainSettings = instantiate(cfg.train)
-    model: LanguageModel = instantiate(cfg.model.net, _convert_="all")(vocab_size=vocab_size)
-    names = lay_out(cfg.model.n_layers, cfg.model.net.pattern, cfg.model.net.blocks)
+    settings: TrainSettings = build(cfg.train)
+    model: LanguageModel = build(cfg.model.net)(vocab_size=vocab_size)
+    if "blocks" in cfg.model.net:
+        names = lay_out(cfg.model.n_layers, cfg.model.net.pattern, cfg.model.net.blocks)
+        stack = counts.layout(names, cfg.model.net.pattern)
+    else:  # a model that came as it is
+        names = ["layer"] * len(model.layers)
+        stack = f"{len(names)} x [layer]"
     layers, others = counts.by_layer(model, settings.seq_len)
     kinds = []
     for name in dict.fromkeys(names):
@@ -104,15 +112,17 @@ def describe(cfg: DictConfig, vocab_size: int | None = None) -> Description:
     assert 3 * flops == model.flops_per_token(settings.seq_len), "a part of the model is not counted"
     state = model.state_size(settings.seq_len)
     precision, memory, missing = _memory(cfg, settings, model)
+    set_random_state(random_state)  # modules have drawn weights, which nobody looked at
     return Description(
         name=str(cfg.name),
         vocab_size=vocab_size,
         vocab_source=vocab_source,
         batch_size=settings.batch_size,
         seq_len=settings.seq_len,
-        layout=counts.layout(names, cfg.model.net.pattern),
+        layout=stack,
         layers=kinds,
         parts=parts,
+        outside=counts.summed([others]),
         params=whole.params,
         active_params=whole.active_params,
         frozen_params=sum(p.size for p in by_path(model.parameters()).values()) - whole.params,
@@ -145,6 +155,8 @@ def made_of(cfg: DictConfig, name: str) -> str:
     """The kinds that fill a layer, in the words that choose them: ``attention@ssm=mamba2 ffn=swiglu``."""
     from omegaconf import OmegaConf
 
+    if "blocks" not in cfg.model.net:
+        return f"model={cfg.choice.model}"
     raw: Any = OmegaConf.to_container(cfg.model.net.blocks[name], resolve=False)
     parts = [_chosen(cfg, raw[slot]) for slot in ("mixer", "ffn", "block") if raw.get(slot) is not None]
     for slot, value in (raw.get("slots") or {}).items():
@@ -170,23 +182,23 @@ def _state_size(layer: Any, seq_len: int) -> int:
 def _memory(cfg: DictConfig, settings: TrainSettings, model: LanguageModel) -> tuple[str, MemoryEstimate | None, str]:
     """Precision, the estimate, and why there is none."""
     import mlx.core as mx
-    from hydra.utils import instantiate
 
     from lmxexp import device
     from lmxexp.optim.build import build_optimizer
+    from lmxexp.run import build
     from lmxexp.train import precision
     from lmxexp.train.peak_memory import estimate
 
     chosen = precision.resolve(settings.precision, on_gpu=device.is_gpu())
     if chosen == "bf16":
         model.set_dtype(mx.bfloat16)
-    optimizer = build_optimizer(instantiate(cfg.optim, _convert_="all"), instantiate(cfg.schedule, _convert_="all"))
+    optimizer = build_optimizer(build(cfg.optim), build(cfg.schedule))
     optimizer.init(model.trainable_parameters())
     try:
         memory = estimate(
             model,
             optimizer,
-            instantiate(cfg.loss, _convert_="all"),
+            build(cfg.loss),
             batch_size=settings.batch_size,
             seq_len=settings.seq_len,
             n_micro=settings.n_micro,
@@ -207,7 +219,7 @@ def main(argv: list[str] | None = None) -> int:
         description="Parameters, FLOPs, state and memory of what `python -m lmxexp` would train. Trains nothing.",
         allow_abbrev=False,
     )
-    parser.add_argument("overrides", nargs="*", help="as of `python -m lmxexp`: model=llama size=124m train.seq_len=1024")
+    parser.add_argument("overrides", nargs="*", help="as of `python -m lmxexp`: model=llama size=124m …")
     parser.add_argument("--vocab", type=int, metavar="N", help="vocabulary; by default the tokenizer's, if it is known")
     parser.add_argument("--config-dir", metavar="DIR", help="your own kinds, as of `python -m lmxexp`")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

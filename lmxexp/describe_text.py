@@ -31,37 +31,21 @@ def _parts(d: Description) -> Table:
     table.add_column("")
     for heading in ("parameters", "active", "FLOPs/token", "between positions", "share"):
         table.add_column(heading, justify="right")
-    all_flops = max(d.flops, 1)
 
     def row(name: str, part: Part, style: str = "") -> None:
         flops = part.flops + part.mixing_flops
         numbers = (part.params, part.active_params, flops, part.mixing_flops)
-        table.add_row(name, *(f"{n:,}" if n else "-" for n in numbers), f"{flops / all_flops:.1%}", style=style)
+        table.add_row(name, *(f"{n:,}" if n else "-" for n in numbers), f"{flops / max(d.flops, 1):.1%}", style=style)
 
     for kind in d.layers:
         row(f"{kind.count} x {kind.name}  {kind.made_of}", total(kind.parts))
         for name, part in kind.parts.items():
             row(f"    {name}", part, "dim")
-    inside = {name for kind in d.layers for name in kind.parts}
-    for name, part in d.parts.items():
-        if name not in inside or name == "norms":
-            outside = part if name not in inside else _without(part, [kind.parts.get(name, Part()) for kind in d.layers])
-            if outside != Part():
-                row(name if name != "norms" else "norms around the layers", outside)
+    for name, part in d.outside.items():
+        row("norms around the layers" if name == "norms" else name, part)
     table.add_section()
     row("total", total(d.parts), "bold")
     return table
-
-
-def _without(part: Part, others: list[Part]) -> Part:
-    """What remains of a sum."""
-    inside = sum(others, Part())
-    return Part(
-        part.params - inside.params,
-        part.active_params - inside.active_params,
-        part.flops - inside.flops,
-        part.mixing_flops - inside.mixing_flops,
-    )
 
 
 def _facts(d: Description) -> Table:
@@ -84,11 +68,15 @@ def _memory(d: Description) -> str:
     m = d.memory
     if m is None:
         return f"no estimate: {d.memory_missing}"
-    return (
-        f"about {_bytes(m.peak)} at its peak in training (an estimate): weights {_bytes(m.weights)}, optimizer "
-        f"{_bytes(m.optimizer)}, gradients {_bytes(m.gradients)}, logits {_bytes(m.logits)}, activations and temporaries "
-        f"{_bytes(m.activations)}"
-    )
+    parts = {
+        "weights": m.weights,
+        "optimizer": m.optimizer,
+        "gradients": m.gradients,
+        "logits": m.logits,
+        "activations and temporaries": m.activations,
+    }
+    listed = ", ".join(f"{name} {_bytes(size)}" for name, size in parts.items())
+    return f"about {_bytes(m.peak)} at its peak in training, an estimate: {listed}"
 
 
 def _bytes(n: float) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import mlx.core as mx
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -59,13 +60,13 @@ def build_model(cfg: DictConfig, *, vocab_size: int) -> LanguageModel:
         ConfigError: sizes or kinds that do not fit together.
     """
     cfg = copy.deepcopy(cfg)  # instantiate resolves interpolations in place
-    factory = instantiate(cfg.model.net, _convert_="all")
+    factory = build(cfg.model.net)
     mx.random.seed(cfg.seed)
     model = factory(vocab_size=vocab_size)
     shared = {id(m): name for name, m in model.named_modules()}
     if len(shared) != len(list(model.modules())):
         raise ConfigError("model: one module instance stands in two places and would be tied: give it _partial_: true")
-    instantiate(cfg.model.init, _convert_="all")(model, mx.random.key(cfg.seed))
+    build(cfg.model.init)(model, mx.random.key(cfg.seed))
     mx.eval(model.parameters())
     return model
 
@@ -99,14 +100,14 @@ def run(cfg: DictConfig, run_dir: str | Path | None = None) -> RunResult:
 
     _start_clean(cfg.seed)
     config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
-    settings = instantiate(cfg.train)
+    settings = build(cfg.train)
     source = _build_source(cfg)
     _check_same_data(before, source, directory)
     model = build_model(cfg, vocab_size=source.vocab_size)
     chosen_precision = precision.resolve(settings.precision, on_gpu=device.is_gpu())
     if chosen_precision == "bf16":
         model.set_dtype(mx.bfloat16)
-    optimizer = build_optimizer(instantiate(cfg.optim, _convert_="all"), instantiate(cfg.schedule, _convert_="all"))
+    optimizer = build_optimizer(build(cfg.optim), build(cfg.schedule))
     optimizer.init(model.trainable_parameters())
     peak_gflops = blas.measure(precision.DTYPES[chosen_precision])
     _start_clean(cfg.seed)  # of the measurement's memory, and of what random numbers the design's constructors drew
@@ -134,7 +135,7 @@ def run(cfg: DictConfig, run_dir: str | Path | None = None) -> RunResult:
     trainer = Trainer(
         model,
         optimizer,
-        instantiate(cfg.loss, _convert_="all"),
+        build(cfg.loss),
         source,
         settings,
         callbacks=_chosen(cfg, "callback"),
@@ -262,8 +263,18 @@ def _finished(saved: checkpoint.Checkpoint, cfg: DictConfig, run_dir: Path) -> R
     return _result(run_dir, content)
 
 
+def build(node: Any) -> Any:
+    """What a node of the configuration describes, with plain containers; a constructor's `ConfigError` as it is."""
+    try:
+        return instantiate(node, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ConfigError):
+            raise error.__cause__ from None
+        raise
+
+
 def _build_source(cfg: DictConfig) -> Source:
-    return instantiate(cfg.data, _convert_="all")(tokenizer=instantiate(cfg.tokenizer, _convert_="all"))
+    return build(cfg.data)(tokenizer=build(cfg.tokenizer))
 
 
 def _check_same_data(before: dict[str, Any], source: Source, run_dir: Path) -> None:
@@ -278,7 +289,7 @@ def _check_same_data(before: dict[str, Any], source: Source, run_dir: Path) -> N
 
 def _chosen(cfg: DictConfig, group: str) -> dict[str, Any]:
     """The objects of a group of which any number may be chosen, by name; with none chosen the group is absent."""
-    return instantiate(cfg[group], _convert_="all") if cfg.get(group) else {}
+    return build(cfg[group]) if cfg.get(group) else {}
 
 
 def _start_clean(seed: int) -> None:

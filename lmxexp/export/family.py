@@ -17,6 +17,7 @@ in another way but is a llama is exported as a llama. Nothing registers: the fol
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -39,6 +40,7 @@ class Family(Protocol):
     It may also have
     ``MODEL_TYPE``, where ``config.json`` calls the family otherwise than its module is called;
     ``PREFIX``, which some checkpoints put before every name of theirs, such as ``transformer.``;
+    ``ALIASES``, pairs of a regular expression and what it is replaced by in names that some checkpoints have;
     ``BUFFERS``, a regular expression of names in checkpoints that are no weights;
     ``IN_TRANSFORMERS`` False, where transformers has no such model.
     """
@@ -85,7 +87,10 @@ def joined(ours: Iterable[str], theirs: str, sizes: Iterable[int], axis: int = 0
     names, lengths = tuple(ours), list(sizes)
     ends = [sum(lengths[: i + 1]) for i in range(len(lengths) - 1)]
     return Tie(
-        names, (theirs,), lambda *a: (mx.concatenate(list(a), axis=axis),), lambda a: tuple(mx.split(a, ends, axis=axis))
+        names,
+        (theirs,),
+        lambda *a: (mx.concatenate(list(a), axis=axis),),
+        lambda a: tuple(mx.split(a, ends, axis=axis)),
     )
 
 
@@ -93,6 +98,14 @@ def renamed(model: LanguageModel, rename: Callable[[str], str | None]) -> list[T
     """A `same` for each parameter, named theirs by ``rename``; one that gives None is tied elsewhere."""
     pairs = [(ours, rename(ours)) for ours in by_path(model.parameters())]
     return [same(ours, theirs) for ours, theirs in pairs if theirs is not None]
+
+
+def usual_name(family: Any, theirs: str) -> str:
+    """A name in a checkpoint as the family's ties have it."""
+    theirs = theirs.removeprefix(getattr(family, "PREFIX", ""))
+    for pattern, replacement in getattr(family, "ALIASES", ()):
+        theirs = re.sub(pattern, replacement, theirs)
+    return theirs
 
 
 def standard_name(ours: str) -> str:

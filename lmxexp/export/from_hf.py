@@ -9,7 +9,7 @@ import mlx.core as mx
 from hydra.utils import instantiate
 
 from lmxexp.compose import compose
-from lmxexp.export.family import InexpressibleError, Tie
+from lmxexp.export.family import InexpressibleError, Tie, usual_name
 from lmxexp.export.write import family_names, load_family, model_type_of
 from lmxexp.interfaces import ConfigError
 from lmxexp.model.language_model import LanguageModel
@@ -109,9 +109,7 @@ def _family(config: dict[str, Any], path: str) -> Any:
     types = {model_type_of(name): name for name in family_names()}
     model_type = config.get("model_type")
     if model_type not in types:
-        raise ConfigError(
-            f"model.path={path} is a model of type {model_type}; known are {', '.join(sorted(types))}"
-        )
+        raise ConfigError(f"model.path={path} is a model of type {model_type}; known are {', '.join(sorted(types))}")
     return load_family(types[model_type])
 
 
@@ -130,7 +128,7 @@ def _check_vocabulary(vocab_size: int, config: dict[str, Any], directory: Path, 
 
 
 def _weights(directory: Path, family: Any, config: dict[str, Any], path: str) -> dict[str, mx.array]:
-    """All arrays of the checkpoint that are weights, without the family's prefix."""
+    """All arrays of the checkpoint that are weights, by the names of the family's ties."""
     index = directory / "model.safetensors.index.json"
     if index.is_file():
         files = sorted(set(_read_json(index, path)["weight_map"].values()))
@@ -146,8 +144,7 @@ def _weights(directory: Path, family: Any, config: dict[str, Any], path: str) ->
         assert isinstance(loaded, dict)
         arrays |= loaded
     buffers = re.compile("|".join(filter(None, [_BUFFERS, getattr(family, "BUFFERS", "")])))
-    prefix = getattr(family, "PREFIX", "")
-    arrays = {name.removeprefix(prefix): a for name, a in arrays.items() if not buffers.search(name)}
+    arrays = {usual_name(family, name): a for name, a in arrays.items() if not buffers.search(name)}
     if config.get("tie_word_embeddings", getattr(family, "DEFAULTS", {}).get("tie_word_embeddings", False)):
         arrays.pop("lm_head.weight", None)  # the embedding once more
     return arrays

@@ -8,7 +8,6 @@ from lmxexp.tokenizer.byte import ByteTokenizer
 from lmxexp.tokenizer.char import CharTokenizer
 from lmxexp.tokenizer.subword import SubwordTokenizer
 
-
 _REBUILT = ("qwen2",)
 """Types of models for which transformers 5 makes a tokenizer of its own class from the vocabulary alone, whatever
 ``tokenizer_class`` says, unless there is an ``auto_map``."""

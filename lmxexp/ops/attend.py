@@ -33,8 +33,8 @@ def attend(
         dropout: probability of dropping an attention weight; 0 outside training.
 
     Shapes:
-        q ``(B, H, L, C)``, k and v ``(B, K, S, C)`` with H a multiple of K, mask ``(L, S)`` or ``(B, 1, L, S)``,
-        bias ``(H, L, S)``; returns ``(B, H, L, C)``.
+        q ``(B, H, L, C)``, k ``(B, K, S, C)``, v ``(B, K, S, M)`` with H a multiple of K, mask ``(L, S)`` or
+        ``(B, 1, L, S)``, bias ``(H, L, S)``; returns ``(B, H, L, M)``.
 
     Source: Vaswani et al. 2017, "Attention Is All You Need", eq. 1.
     """
@@ -63,7 +63,7 @@ def _attend_plainly(q, k, v, *, scale, mask, bias, softcap, sinks, dropout):
     if dropout > 0.0:
         keep = mx.random.bernoulli(1.0 - dropout, weights.shape)
         weights = mx.where(keep, weights / (1.0 - dropout), 0.0)
-    return (weights.astype(v.dtype) @ v[:, :, None]).reshape(B, H, L, C)
+    return (weights.astype(v.dtype) @ v[:, :, None]).reshape(B, H, L, v.shape[-1])
 
 
 def causal_mask(n_q: int, n_k: int, *, window: int | None = None) -> mx.array:

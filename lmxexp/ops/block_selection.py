@@ -3,6 +3,7 @@
 import mlx.core as mx
 
 from lmxexp.ops.documents import starts
+from lmxexp.ops.sort_rows import sort_rows
 
 
 def document_starts(segment_ids: mx.array) -> mx.array:
@@ -51,6 +52,6 @@ def select_blocks(importance: mx.array, forced: mx.array, allowed: mx.array, n_s
     rank = mx.where(forced, mx.inf, mx.where(allowed, mx.stop_gradient(importance), -1.0))
     n_blocks = rank.shape[-1]
     if n_blocks > n_selected:
-        least = mx.sort(rank, axis=-1)[..., n_blocks - n_selected, None]
+        least = sort_rows(rank)[..., n_blocks - n_selected, None]
         allowed = allowed & (rank >= least)
     return mx.broadcast_to(allowed, rank.shape)

@@ -8,6 +8,8 @@ from typing import NamedTuple, cast
 
 import mlx.core as mx
 
+from lmxexp.ops.own_gradient import own_gradient
+
 
 class Order(NamedTuple):
     """The copies of all tokens, sorted by expert."""
@@ -60,7 +62,7 @@ def grouped_matmul(rows: mx.array, weight: mx.array, experts: mx.array) -> mx.ar
     return y[:, 0].astype(dtype)
 
 
-@mx.custom_function
+@own_gradient
 def _copy(x: mx.array, source: mx.array, place: mx.array) -> mx.array:
     return x[source // (source.size // x.shape[0])]
 
@@ -71,7 +73,7 @@ def _copy_vjp(primals, cotangent, output):
     return cotangent[place].reshape(x.shape[0], -1, x.shape[1]).sum(axis=1), mx.zeros_like(source), mx.zeros_like(place)
 
 
-@mx.custom_function
+@own_gradient
 def _permute(rows: mx.array, order: mx.array, inverse: mx.array) -> mx.array:
     return rows[order]
 

@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
+from lmxexp.ops.sort_rows import argsort_rows
+
 
 def top_k(scores: mx.array, k: int) -> mx.array:
     """Indices of the ``k`` largest scores, the largest first; of equal scores the one of the lower index.
@@ -13,7 +15,7 @@ def top_k(scores: mx.array, k: int) -> mx.array:
     Shapes:
         ``(..., E) -> (..., k)`` unsigned.
     """
-    return mx.argsort(mx.stop_gradient(-scores), axis=-1)[..., :k]
+    return argsort_rows(mx.stop_gradient(-scores))[..., :k]
 
 
 def limit_groups(

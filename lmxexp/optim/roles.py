@@ -4,8 +4,8 @@ import mlx.core as mx
 
 
 def is_matrix(path: str, parameter: mx.array) -> bool:
-    """Whether the parameter multiplies vectors: the weight of a linear layer, an embedding, a stack of them (experts), or
-    a convolution that mixes channels.
+    """Whether the parameter multiplies vectors: the weight of a linear layer, an embedding, a stack of matrices
+    (experts), or a convolution that mixes channels.
 
     Biases, norms, decays and the like are not, whatever their shape (the biases of experts have two axes, and so has
     Mamba's ``A_log``), nor is a convolution of each channel alone, ``(channels, width)``.

@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_unflatten
 
 from lmxexp.interfaces import Loss
 from lmxexp.model.language_model import LanguageModel
+from lmxexp.ops.own_gradient import without_own_gradients
+from lmxexp.ops.trees import by_path
 from lmxexp.train.random_state import get_random_state, set_random_state
 from lmxexp.train.step import TrainStep
 
@@ -20,9 +22,21 @@ FACTOR = 1.2
 operands into the order that a kernel wants, and evaluates in an order of its own."""
 
 # They give another shape to an array that is there already.
-_VIEWS = frozenset(
-    "AsStrided Broadcast Copy ExpandDims Flatten Reshape Slice Split Squeeze StopGradient Transpose Unflatten".split()
-)
+_VIEWS = {
+    *(
+        "AsStrided",
+        "Broadcast",
+        "Copy",
+        "ExpandDims",
+        "Flatten",
+        "Reshape",
+        "Slice",
+        "Split",
+        "Squeeze",
+        "StopGradient",
+    ),
+    *("Transpose", "Unflatten"),
+}
 
 
 @dataclass(frozen=True)
@@ -54,8 +68,9 @@ def estimate(
 ) -> MemoryEstimate:
     """Follow the arrays of one training step from where they are made to where they are last used.
 
-    The step is traced and not run. Summed over the arrays alive at a time, the greatest sum, times a measured factor, is
-    the estimate. Nothing is allocated if the model was not evaluated.
+    The step is traced and not run. The greatest sum of the arrays alive at one time is the estimate, what is not state
+    times `FACTOR`. Nothing is allocated if the model was not evaluated. Functions with a gradient of their own are
+    traced with MLX's: of Mamba's scan, whose own keeps less, the estimate is an upper bound.
 
     Args:
         model: its parameters and the optimizer's state are put back after the trace.
@@ -70,11 +85,11 @@ def estimate(
     """
     step = TrainStep(model, optimizer, loss, n_micro=n_micro, compute_dtype=compute_dtype, compile=False)
     before, random_state = [model.parameters(), optimizer.state], get_random_state()
-    names, leaves = zip(*tree_flatten(before), strict=True)
-    trainable = [a for _, a in tree_flatten(model.trainable_parameters())]
+    leaves = by_path(before)
+    trainable = list(by_path(model.trainable_parameters()).values())
 
     def traced(tokens: mx.array, *state: mx.array) -> list[mx.array]:
-        parameters, optimizer_state = tree_unflatten(list(zip(names, state, strict=True)))
+        parameters, optimizer_state = tree_unflatten(list(zip(leaves, state, strict=True)))
         model.update(parameters)
         optimizer.state = optimizer_state
         batch = {"inputs": tokens, "targets": tokens}
@@ -82,18 +97,18 @@ def estimate(
             result = [step._whole_step(batch), model.parameters(), optimizer.state]
         else:
             result = step._weighted_part(batch)
-        return [a for _, a in tree_flatten(result)]
+        return list(by_path(result).values())
 
     tokens = mx.zeros((batch_size // n_micro, seq_len), mx.int32)
-    with _on_cpu(), _stand_in_for_fused_attention(fused_attention):
+    with _on_cpu(), without_own_gradients(), _stand_ins(fused_attention):
         try:
-            graph = _Graph.of(traced, tokens, *leaves)
+            graph = _Graph.of(traced, tokens, *leaves.values())
         finally:
             model.update(before[0])
             optimizer.state = before[1]
             set_random_state(random_state)
-    weights = sum(a.nbytes for _, a in tree_flatten(model.parameters()))
-    in_optimizer = sum(a.nbytes for _, a in tree_flatten(optimizer.state))
+    weights = _nbytes(model.parameters())
+    in_optimizer = _nbytes(optimizer.state)
     gradients = sum(a.nbytes for a in trainable)
     # With parts, the sum of their gradients is kept beside the part's own, both in fp32.
     kept = weights + in_optimizer + (0 if n_micro == 1 else sum(4 * a.size for a in trainable))
@@ -107,6 +122,10 @@ def estimate(
         activations=max(rest - gradients - logits, 0),
         peak=kept + round(FACTOR * rest),
     )
+
+
+def _nbytes(tree: Any) -> int:
+    return sum(a.nbytes for a in by_path(tree).values())
 
 
 @dataclass
@@ -161,7 +180,7 @@ class _Graph:
 
 @contextmanager
 def _on_cpu() -> Iterator[None]:
-    """The embedding's own gradient, on GPUs, is a function that MLX does not trace."""
+    """Within, one graph is traced on every machine."""
     device = mx.default_device()
     mx.set_default_device(mx.cpu)
     try:
@@ -171,15 +190,25 @@ def _on_cpu() -> Iterator[None]:
 
 
 @contextmanager
-def _stand_in_for_fused_attention(wanted: bool) -> Iterator[None]:
-    """On the CPU attention is traced as products with all scores; a fused kernel keeps queries, keys, values and output."""
-    fused = mx.fast.scaled_dot_product_attention
-    if wanted:
-        mx.fast.scaled_dot_product_attention = _keeps_no_scores  # pyright: ignore[reportAttributeAccessIssue]
+def _stand_ins(fused_attention: bool) -> Iterator[None]:
+    """Within, what MLX cannot trace, or would trace as something else, is done by arrays of the same sizes."""
+    with ExitStack() as stack:
+        # The gradient of grouped products is a primitive that is not traced.
+        stack.enter_context(_replaced(mx, "gather_mm", lambda a, b, **_: (a[..., 0, :] @ b[0])[..., None, :]))
+        if fused_attention:
+            # Traced on the CPU, attention keeps all its scores; a fused kernel keeps queries, keys, values and output.
+            stack.enter_context(_replaced(mx.fast, "scaled_dot_product_attention", _keeps_no_scores))
+        yield
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
     try:
         yield
     finally:
-        mx.fast.scaled_dot_product_attention = fused
+        setattr(owner, name, before)
 
 
 def _keeps_no_scores(q: mx.array, k: mx.array, v: mx.array, **_: Any) -> mx.array:

@@ -11,15 +11,15 @@ from mlx.utils import tree_map
 from omegaconf import DictConfig, OmegaConf
 
 from lmxexp import compose
-from lmxexp.model.norm.rmsnorm import RMSNorm
 from lmxexp.cli import conf
+from lmxexp.model.norm.rmsnorm import RMSNorm
 
 MODEL = Path(__file__).resolve().parents[2] / "conf" / "model"
 VOCAB, LENGTH = 19, 24
 SIZES = ["model.d_model=32", "model.n_heads=4", "model.n_kv_heads=2", "model.d_ff=48"]
 # Knobs that bound how far a kind sees or how much it computes at once, wherever they stand in a model, and values that
 # a sequence of LENGTH goes beyond.
-SHORT = {"window": 5, "chunk": 5}
+SHORT = {"window": 5, "chunk": 5, "block": 5}
 
 
 def kinds(group: str) -> list[str]:
@@ -94,6 +94,13 @@ def randomise(module: nn.Module, seed: int = 0) -> None:
         return (1.0 + 0.3 * noise if p.ndim == 1 else noise * p.shape[-1] ** -0.5).astype(p.dtype)
 
     module.update(tree_map(draw, module.parameters()))
+    for part in module.modules():
+        for name in part:
+            # What stands in an exponential, or is a step size: such that neither everything nor nothing is forgotten.
+            if name.startswith("lambda_"):
+                part[name] = part[name] - 1.0
+            elif name == "dt_bias":
+                part[name] = part[name] - 3.0
     for norm in module.modules():
         if isinstance(norm, RMSNorm) and "weight" in norm and norm.offset:
             norm.weight = norm.weight - norm.offset  # its scale is what shall be around one
@@ -102,6 +109,25 @@ def randomise(module: nn.Module, seed: int = 0) -> None:
 
 def tokens(batch: int = 2, length: int = LENGTH, seed: int = 1) -> mx.array:
     return mx.random.randint(0, VOCAB, (batch, length), key=mx.random.key(seed))
+
+
+def tolerance(model: nn.Module, x: mx.array) -> float:
+    """How far two correct ways to compute the logits may be apart: 1e-5, or for an ill-conditioned model (a norm behind
+    what is nearly zero) twice what it makes of a change of every parameter by its last bit."""
+    kept = model.parameters()
+    want = model(x)
+    key = mx.random.key(7)
+
+    def last_bit(p: mx.array) -> mx.array:
+        nonlocal key
+        key, subkey = mx.random.split(key)
+        return p * (1.0 + 2.0**-23 * mx.where(mx.random.bernoulli(0.5, p.shape, key=subkey), 1.0, -1.0))
+
+    model.update(tree_map(last_bit, kept))
+    changed = model(x)
+    mx.eval(changed)
+    model.update(kept)
+    return max(1e-5, 2 * relative_error(changed, want))
 
 
 def relative_error(a: mx.array, b: mx.array) -> float:

@@ -101,7 +101,9 @@ def test_the_reason_is_told(override, tmp_path):
 
 def test_norms_of_one_eps():
     model, cfg = make([*preset_in("small", "qwen3"), "norm=rmsnorm"])
-    with pytest.raises(ConfigError, match="from being qwen3: eps of the norms differs between layers: .'1e-05', '1e-06'"):
+    with pytest.raises(
+        ConfigError, match=r"from being qwen3: eps of the norms differs between layers: \['1e-05', '1e-06'\]"
+    ):
         export(model, cfg, "/nowhere")
 
 

@@ -45,9 +45,7 @@ def test_reference(kind):
     if scale := settings.pop("scale", None):  # the reference's is 1 / sqrt(head_dim)
         for i in range(cfg.n_layers):
             params[f"layers.{i}.self_attn.q_proj.weight"] *= scale * math.sqrt(cfg.d_model // cfg.n_heads)
-    reference = Transformer(
-        params, n_layers=cfg.n_layers, n_heads=cfg.n_heads, n_kv_heads=cfg.n_kv_heads, **settings
-    )
+    reference = Transformer(params, n_layers=cfg.n_layers, n_heads=cfg.n_heads, n_kv_heads=cfg.n_kv_heads, **settings)
     x = tokens(2)
     want = np.stack([reference(row) for row in np.array(x)])
     assert np.abs(np.array(model(x)) - want).max() / np.abs(want).max() < 2e-5

@@ -6,7 +6,7 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from tests.contracts.small_models import PRESETS, SHORT, VOCAB, kinds, small_config, tokens
+from tests.contracts.small_models import PRESETS, SHORT, VOCAB, kinds, small_config, small_model, tokens
 from tests.reference.count_flops import forward_flops
 
 LENGTHS = (40, 77)
@@ -39,6 +39,19 @@ def test_flops_with_larger_chunks_and_windows(overrides):
     for key in SHORT:
         lengthen(cfg.model, key, 33)
     check(cfg, [150])
+
+
+def test_flops_of_modules_ahead():
+    """Which predict further tokens, from one position less each."""
+    model = small_model("loss=multi_token")
+
+    def everything(x):
+        h, _ = model.hidden(x)
+        further, _ = model.look_ahead(h, x)
+        return [model.logits(h) for h in (h, *further)]
+
+    counted = forward_flops(everything, tokens(1, 240)) / 240
+    assert model.flops_per_token(240) / 3 == pytest.approx(counted, rel=0.01)
 
 
 def lengthen(node, key, value):

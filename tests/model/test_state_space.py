@@ -100,3 +100,15 @@ def test_recurrences_start_as_published():
 def test_settings_that_cannot_work_are_refused(overrides, message):
     with pytest.raises(ConfigError, match=message):
         small_model(*overrides)
+
+
+def test_experts_of_jamba():
+    """``ffn=moe_jamba``: as wide as a dense layer, weighted by probabilities that do not sum to one."""
+    from tests.reference.experts import mixture
+
+    layer = small_model("ffn=moe_jamba", "model.n_layers=1").layers[0].mlp
+    assert layer.d_expert == 48
+    x = mx.random.normal((11, 32), key=mx.random.key(2))
+    params = {name: np.array(p, dtype=np.float64) for name, p in tree_flatten(layer.parameters())}
+    want, *_ = mixture(np.array(x, dtype=np.float64), params, top_k=2, normalise=False)
+    assert np.abs(np.array(layer(x[None])[0][0]) - want).max() < 2e-5 * np.abs(want).max()

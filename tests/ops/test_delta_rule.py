@@ -1,14 +1,15 @@
 """The chunk-parallel delta rule and linear attention against float64 loops over tokens."""
 
 import itertools
+import math
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
 from lmxexp.ops.chunks import affine_scan, decayed_products, reset_at_documents
-from lmxexp.ops.delta_rule import gated_delta_rule
-from lmxexp.ops.linear_attention import linear_attention
+from lmxexp.ops.delta_rule import delta_rule_flops, gated_delta_rule
+from lmxexp.ops.linear_attention import linear_attention, linear_attention_flops
 from lmxexp.ops.short_conv import causal_conv
 from lmxexp.ops.unit_lower import unit_lower_inverse
 from tests.reference import recurrent
@@ -165,6 +166,33 @@ def test_keys_that_are_all_alike(beta):
     want, want_state = loop(*arrays)
     assert error(y, want) < 2e-5
     assert error(after, want_state) < 2e-5
+
+
+def products_traced(function, *args):
+    """FLOPs of the products of matrices that the outputs need."""
+    flops = 0
+
+    def note(event):
+        nonlocal flops
+        if event["type"] == "primitive" and event["name"] in ("Matmul", "AddMM"):
+            (_, shape, _), *_ = event["inputs"]
+            (_, result, _), *_ = event["outputs"]
+            flops += 2 * math.prod(result) * shape[-1]
+
+    mx.export_function(note, function, *args)
+    return flops
+
+
+@pytest.mark.parametrize(("length", "chunk"), [(1, 64), (40, 64), (100, 64), (24, 5), (17, 3), (512, 16)])
+@pytest.mark.parametrize("decay", ["none", "head", "channel"])
+def test_flops_are_those_of_the_products(decay, length, chunk):
+    arrays = [a[:1, :1] for a in to_mlx(inputs(length, decay))[:5] if a is not None]
+    per_channel = decay == "channel"
+    traced = products_traced(lambda *a: gated_delta_rule(*a, chunk=chunk)[0], *arrays)
+    assert delta_rule_flops(length, C, M, chunk, per_channel) == traced
+    del arrays[3]
+    traced = products_traced(lambda *a: linear_attention(*a, chunk=chunk)[0], *arrays)
+    assert linear_attention_flops(length, C, M, chunk, per_channel) == traced
 
 
 def test_bf16_comes_back_and_is_computed_in_fp32():

@@ -31,11 +31,16 @@ def in_mlx_lm(family_name):
 
 
 # What a family cannot do otherwise there.
-THERE = {"gpt": ["model.d_ff=null", "model.position.embedding.max_len=64"]}
+THERE = {
+    "gpt": ["model.d_ff=null", "model.position.embedding.max_len=64"],
+    "gpt_neox": ["model.d_ff=null"],
+}
 # Designs that it reads as we do, beside the preset's.
 ALSO = {
     "gemma2": ["attention@model.local=gqa"],
     "gpt": ["model.ffn.activation=gelu_tanh"],
+    "gpt_neox": ["model.ffn.activation=gelu_tanh"],
+    "jamba": ["ffn=swiglu"],
     "llama": ["model.bias=true", "embedding=untied", "position=rope_linear", "position=rope_llama3"],
     "mistral": ["attention=gqa"],
 }
@@ -46,6 +51,11 @@ DIFFERENT = {
     ("gemma3", "model.d_model=40"): "rounds sqrt(hidden_size) to bf16, also among fp32 weights: 2e-3",
     ("gpt", ""): "takes the gelu by tanh, whatever activation_function says: 2e-4",
     ("gpt", "model.d_ff=96"): "does not read n_inner: shapes do not fit",
+    ("gpt_neox", ""): "takes the gelu by tanh, whatever hidden_act says: 2e-4",
+    ("gpt_neox", "model.d_ff=96"): "does not read intermediate_size: shapes do not fit",
+    ("gpt_oss", ""): "reads experts as the quantised checkpoints have them, not as transformers writes them in fp32",
+    ("jamba", ""): "takes the softmax over the chosen experts alone: 0.7",
+    ("llama4", ""): "has no experts in llama4_text",
     ("mistral", ""): "reads mistral as a llama, which has windows by layer_types alone: as large as the logits",
     ("nanochat", ""): "reads the names of nanochat's own checkpoints, not those of transformers",
     ("qwen2", "attention=sliding"): "has no windows: as large as the logits",

@@ -6,12 +6,12 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from lmxexp.export.family import usual_name  # noqa: E402
 from lmxexp.export.from_hf import from_hf  # noqa: E402
 from lmxexp.export.write import load_family  # noqa: E402
 from tests.contracts.small_models import PRESETS, VOCAB  # noqa: E402
 from tests.parity.harness import (  # noqa: E402
     FAMILIES,
-    SEEDS,
     SHAPES,
     VARIANTS,
     check_gradients,
@@ -38,22 +38,21 @@ def load(directory, **options):
     return reference
 
 
-def gradients_as_saved(reference, directory):
-    """Its gradients under the names and in the shapes of its checkpoints, whatever they are in memory: written as if they
-    were the weights."""
+def gradients_as_saved(family, reference, directory):
+    """Its gradients under the names and in the shapes of its checkpoints, whatever they are in memory: written as if
+    they were the weights."""
     with torch.no_grad():
         for parameter in reference.parameters():
             parameter.copy_(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
     reference.save_pretrained(directory)
     saved = mx.load(str(directory / "model.safetensors"))
-    # A checkpoint may leave out the name of the model within the model with a head.
-    return saved | {name.removeprefix(f"{reference.base_model_prefix}."): g for name, g in saved.items()}
+    return {usual_name(family, name): gradient for name, gradient in saved.items()}
 
 
 @pytest.mark.parametrize(("family_name", "shape", "variant"), CASES, ids=lambda text: text or "preset")
 def test_logits_loss_and_gradients(family_name, shape, variant, tmp_path):
     assert family_name in PRESETS, "a family is named like the preset that it belongs to"
-    model, cfg = make([*preset_in(shape, family_name), *variant.split()], SEEDS.get(family_name, 0))
+    model, cfg = make([*preset_in(shape, family_name), *variant.split()])
     family = export_to(model, cfg, tmp_path)
     reference = load(tmp_path, dtype=torch.float32)
     tokens = random_tokens()
@@ -65,7 +64,7 @@ def test_logits_loss_and_gradients(family_name, shape, variant, tmp_path):
     loss, gradients = our_loss_and_gradients(model, tokens)
     assert abs(loss - out.loss.item()) < 1e-4 * abs(out.loss.item())
     out.loss.backward()
-    theirs = gradients_as_saved(reference, tmp_path / "gradients")
+    theirs = gradients_as_saved(family, reference, tmp_path / "gradients")
     check_gradients(family, model, gradients, theirs, tolerance=1e-3)
 
 

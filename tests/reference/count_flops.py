@@ -8,17 +8,16 @@ of matrices (Mamba's), multiplications and additions on arrays of its state's sh
 Not counted: norms, activations, positions, gates, decays, masks, sums, look-ups.
 """
 
-import gc
 import itertools
 import math
 import sys
-import types
 from collections import defaultdict
 from contextlib import ExitStack
 from unittest import mock
 
 import mlx.core as mx
 
+from lmxexp.ops.own_gradient import without_own_gradients
 from lmxexp.ops.selective_scan import selective_scan
 from lmxexp.ops.short_conv import causal_conv
 
@@ -32,14 +31,14 @@ MASKED = -1e29
 _NUMBERS = itertools.count(1)
 
 
-def forward_flops(model, tokens):
-    """FLOPs of ``model(tokens)``."""
-    visible = _visible_pairs(model, tokens)
-    operations, constants, called = _trace(model, tokens)
+def forward_flops(function, tokens):
+    """FLOPs of ``function(tokens)``, a model or what uses one."""
+    visible = _visible_pairs(function, tokens)
+    operations, constants, called = _trace(function, tokens)
     return sum(_products(operations, constants, visible)) + sum(_element_by_element(operations, called))
 
 
-def _visible_pairs(model, tokens):
+def _visible_pairs(function, tokens):
     """``(seen, columns, all)`` of the scores in every softmax, in the order of the calls: computed, and looked at."""
     found = []
     softmax = mx.softmax
@@ -49,11 +48,11 @@ def _visible_pairs(model, tokens):
         return softmax(x, *args, **kwargs)
 
     with mock.patch.object(mx, "softmax", note), mock.patch.object(mx.fast, "scaled_dot_product_attention", _plain):
-        model(tokens)
+        function(tokens)
     return found
 
 
-def _trace(model, tokens):
+def _trace(function, tokens):
     """The operations of the forward pass, the scalar constants in them, and calls of what has no products.
 
     Each softmax's input gets a constant added that says which of the calls it is.
@@ -74,10 +73,10 @@ def _trace(model, tokens):
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(mx, "softmax", mark))
         stack.enter_context(mock.patch.object(mx.fast, "scaled_dot_product_attention", _plain))
-        _take_gradients_away(stack)
-        for function in (causal_conv, selective_scan):
-            _patch_everywhere(stack, function, called[function.__name__])
-        mx.export_function(note, lambda x: model(x), tokens)
+        stack.enter_context(without_own_gradients())  # MLX traces none; the forward pass is the same
+        for noted in (causal_conv, selective_scan):
+            _patch_everywhere(stack, noted, called[noted.__name__])
+        mx.export_function(note, lambda x: function(x), tokens)
     return operations, constants, called
 
 
@@ -177,33 +176,6 @@ def _plain(q, k, v, *, scale, mask=None, sinks=None):
             mask = mask[:, :, None] if mask.shape[1] == 1 else mask.reshape(mask.shape[0], K, H // K, L, S)
         scores = mx.where(mask, scores, -mx.inf)
     return (mx.softmax(scores, axis=-1) @ v[:, :, None]).reshape(B, H, L, -1)
-
-
-class _WithoutGradient:
-    """In place of ``mx.custom_function``."""
-
-    def __init__(self, function):
-        self.function = function
-
-    def __call__(self, *args, **kwargs):
-        return self.function(*args, **kwargs)
-
-    def vjp(self, function):
-        return function
-
-    jvp = vmap = vjp
-
-
-def _take_gradients_away(stack):
-    """MLX traces no functions with a gradient of their own; the forward pass is the same without."""
-    kind = mx.custom_function
-    for name, module in list(sys.modules.items()):
-        if name.startswith("lmxexp."):
-            for key, value in list(vars(module).items()):
-                if type(value) is kind:
-                    function = next(f for f in gc.get_referents(value) if isinstance(f, types.FunctionType))
-                    stack.enter_context(mock.patch.object(module, key, function))
-    stack.enter_context(mock.patch.object(mx, "custom_function", _WithoutGradient))
 
 
 def _patch_everywhere(stack, function, calls):

@@ -3,14 +3,12 @@
 import copy
 from typing import Any
 
-import mlx.core as mx
-
 from lmxexp.export import parts
+from lmxexp.export.experts import LLAMA_NAMES, expert_ties, silu_mixture
 from lmxexp.export.family import Tie, all_equal, is_exactly, renamed, require, standard_name
 from lmxexp.model.attention.mla import MultiHeadLatentAttention
 from lmxexp.model.attention.reach import Full
 from lmxexp.model.block.pre_norm import PreNorm
-from lmxexp.model.ffn.experts import GatedExperts
 from lmxexp.model.ffn.glu import GatedLinearUnit
 from lmxexp.model.ffn.moe import MixtureOfExperts
 from lmxexp.model.ffn.router import SoftmaxRouter
@@ -43,11 +41,9 @@ LATENT_EPS = 1e-6
 
 
 def config(model: LanguageModel) -> dict[str, Any]:
-    moes, found = common_config(model)
-    routers = [is_exactly(moe.router, SoftmaxRouter, "the router") for moe in moes]
+    routers, found = common_config(model, SoftmaxRouter)
     require(not any(r.norm_topk_prob for r in routers), "weights of experts are normalised")
-    groups = found["n_group"]
-    found["topk_method"] = "greedy" if groups == 1 else "group_limited_greedy"
+    found["topk_method"] = "greedy" if found["n_group"] == 1 else "group_limited_greedy"
     rope = found["rope_parameters"]
     require(rope["rope_type"] in ("default", "yarn"), f"rope is scaled: {rope['rope_type']}")
     if rope["rope_type"] == "default":
@@ -62,7 +58,9 @@ def ties(model: LanguageModel) -> list[Tie]:
         tie
         for i, layer in enumerate(model.layers)
         if isinstance(layer.mlp, MixtureOfExperts)
-        for tie in _expert_ties(i, layer.mlp.n_experts)
+        for tie in expert_ties(
+            f"layers.{i}.mlp.experts", f"model.layers.{i}.mlp.experts", layer.mlp.n_experts, LLAMA_NAMES
+        )
     ]
     tied_here = {name for tie in special for name in tie.ours}
     return special + renamed(model, lambda ours: None if ours in tied_here else _name(ours))
@@ -81,25 +79,19 @@ def overrides(config: dict[str, Any]) -> list[str]:
 # --- what DeepSeek-V3 has too -----------------------------------------------------------------------------------------
 
 
-def common_config(model: LanguageModel) -> tuple[list[MixtureOfExperts], dict[str, Any]]:
-    """The mixtures of experts, their routers yet to be looked at, and what is said of all but the routers' kind."""
+def common_config(model: LanguageModel, router: type[SoftmaxRouter]) -> tuple[list[Any], dict[str, Any]]:
+    """The routers, which have to be of that class, and what is said of everything else."""
     layers = parts.layers_of(model, PreNorm)
     mixers = [_attention(layer.self_attn) for layer in layers]
-    require(not parts.tied(model), "embedding and head are one matrix, which mlx-lm does not know here")
     n_dense = next((i for i, layer in enumerate(layers) if type(layer.mlp) is not GatedLinearUnit), len(layers))
     require(n_dense < len(layers), "no layer has experts")
     dense = parts.gated_ffns(layers[:n_dense])
-    moes = [is_exactly(layer.mlp, MixtureOfExperts, "the feed-forward") for layer in layers[n_dense:]]
-    experts = [is_exactly(moe.experts, GatedExperts, "the experts") for moe in moes]
-    shared = [is_exactly(moe.shared_expert, GatedLinearUnit, "the shared expert") for moe in moes]
-    require(all(moe.weigh == "output" for moe in moes), "the experts' input is weighted")
-    linear = [p for ffn in (*dense, *experts, *shared) for p in parts.three(ffn)] + [moe.router.gate for moe in moes]
-    require(not parts.has_bias(*linear), "the feed-forward has biases")
-    activations = {f.activation_name for f in (*dense, *experts, *shared)}
-    require(activations == {"silu"}, f"activations are {', '.join(sorted(activations))}")
+    moes = [silu_mixture(layer.mlp, router, GatedLinearUnit) for layer in layers[n_dense:]]
+    require(not dense or not parts.has_bias(*(p for f in dense for p in parts.three(f))), "dense layers have biases")
+    require(all(f.activation_name == "silu" for f in dense), "the activation of a dense layer is not silu")
     with_bias = [[m.kv_a_proj_with_mqa, m.o_proj, *([m.q_a_proj] if m.q_rank else [])] for m in mixers]
     one = lambda what, values: all_equal(values, what)
-    return moes, {
+    return [moe.router for moe in moes], {
         **parts.base_config(model),
         "num_attention_heads": one("n_heads", (m.n_heads for m in mixers)),
         "num_key_value_heads": mixers[0].n_heads,
@@ -184,16 +176,3 @@ def _rope_parameters(position: Any) -> dict[str, Any]:
 def _name(ours: str) -> str:
     name = standard_name(ours).replace(".mlp.shared_expert.", ".mlp.shared_experts.")
     return name.replace(".mlp.router.gate.", ".mlp.gate.").replace(".mlp.router.", ".mlp.gate.")
-
-
-def _expert_ties(i: int, n_experts: int) -> list[Tie]:
-    """Ours are one array for all experts, theirs one for each."""
-    return [
-        Tie(
-            (f"layers.{i}.mlp.experts.{p}.weight",),
-            tuple(f"model.layers.{i}.mlp.experts.{e}.{p}.weight" for e in range(n_experts)),
-            lambda a: tuple(a),
-            lambda *a: (mx.stack(list(a)),),
-        )
-        for p in ("gate_proj", "up_proj", "down_proj")
-    ]

@@ -5,7 +5,7 @@ from typing import Any
 from lmxexp.export import parts
 from lmxexp.export.families.deepseek_v2 import DEFAULTS as DEFAULTS_OF_V2
 from lmxexp.export.families.deepseek_v2 import common_config, common_overrides, ties
-from lmxexp.export.family import all_equal, is_exactly, require
+from lmxexp.export.family import all_equal, require
 from lmxexp.model.ffn.router import SigmoidRouter
 from lmxexp.model.language_model import LanguageModel
 
@@ -26,8 +26,7 @@ __all__ = ["ARCHITECTURE", "DEFAULTS", "config", "overrides", "ties"]
 
 
 def config(model: LanguageModel) -> dict[str, Any]:
-    moes, found = common_config(model)
-    routers = [is_exactly(moe.router, SigmoidRouter, "the router") for moe in moes]
+    routers, found = common_config(model, SigmoidRouter)
     require(all(r.bias_rate is not None for r in routers), "no bias corrects the choice of experts")
     return {
         **found,

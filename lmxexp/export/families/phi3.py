@@ -13,14 +13,11 @@ DEFAULTS = {"hidden_act": "silu", "rms_norm_eps": 1e-5, "tie_word_embeddings": F
 
 def config(model: LanguageModel) -> dict[str, Any]:
     layers = parts.layers_of(model, PreNorm)
-    # transformers has windows here; mlx-lm would leave them out and not say so.
-    mixers = [parts.plain_attention(layer.self_attn, qk_norm=False) for layer in layers]
+    mixers = [parts.plain_attention(layer.self_attn, reach=None, qk_norm=False) for layer in layers]
     ffns = parts.gated_ffns(layers)
     linear = [p for m in mixers for p in (*parts.qkv(m), m.o_proj)] + [p for f in ffns for p in parts.three(f)]
     require(not parts.has_bias(*linear), "there are biases")
     sizes = parts.attention_sizes(mixers)
-    width = sizes["num_attention_heads"] * sizes["head_dim"]
-    require(width == model.d_model, f"all heads together are {width} wide, not {model.d_model}")
     rope = all_equal((parts.rope_parameters(m.position, partial=True) for m in mixers), "rope")
     require(rope["rope_type"] == "default", f"rope is scaled: {rope['rope_type']}")
     return {
@@ -29,7 +26,7 @@ def config(model: LanguageModel) -> dict[str, Any]:
         **parts.ffn_sizes(ffns),
         "rms_norm_eps": parts.rms_eps(model.norm, *parts.block_norms(layers)),
         "rope_parameters": rope,
-        "sliding_window": None,
+        "sliding_window": all_equal(parts.windows(mixers), "the window"),
         **dict.fromkeys(("embd_pdrop", "resid_pdrop"), sizes["attention_dropout"]),
     }
 

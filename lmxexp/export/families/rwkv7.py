@@ -14,7 +14,7 @@ from lmxexp.model.language_model import LanguageModel
 
 ARCHITECTURE = "RWKV7ForCausalLM"
 IN_TRANSFORMERS = False
-DEFAULTS = {"head_dim": 64, "norm_eps": 1e-5, "intermediate_size": None, "tie_word_embeddings": False}
+DEFAULTS = {"head_dim": 64, "norm_eps": 1e-5, "intermediate_size": None, "tie_word_embeddings": False, "chunk_size": 32}
 _RANKS = {
     "w_lora": ("decay_rank", "decay_low_rank_dim"),
     "a_lora": ("a_rank", "a_low_rank_dim"),
@@ -70,6 +70,7 @@ def config(model: LanguageModel) -> dict[str, Any]:
         "norm_bias": True,
         "v_low_rank_dim": 32,
         **ranks,
+        "chunk_size": all_equal((m.chunk for m in times), "chunk"),  # nobody else's: rounding depends on it
     }
 
 
@@ -96,6 +97,7 @@ def overrides(config: dict[str, Any]) -> list[str]:
         f"model.head_dim={head_dim}",
         f"model.d_ff={config['intermediate_size'] or 4 * d_model}",
         *(f"model.{norm}.eps={config['norm_eps']}" for norm in ("norm", "embedding_norm")),
+        f"model.attention.chunk={config['chunk_size']}",
         *(f"model.attention.{ours}={config[theirs]}" for ours, theirs in _RANKS.values() if config.get(theirs)),
         parts.embedding_override(config),
     ]

@@ -75,7 +75,8 @@ class Mamba2(nn.Module):
         d_inner = round(expand * d_model)
         if n_heads < 1 or d_inner % n_heads:
             raise ConfigError(
-                f"attention.expand={expand} times model.d_model={d_model} must be a multiple of attention.n_heads={n_heads}"
+                f"attention.expand={expand} times model.d_model={d_model} must be a multiple of "
+                f"attention.n_heads={n_heads}"
             )
         if n_groups < 1 or n_heads % n_groups:
             raise ConfigError(f"attention.n_heads={n_heads} must be a multiple of attention.n_groups={n_groups}")

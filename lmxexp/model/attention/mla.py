@@ -146,13 +146,7 @@ class MultiHeadLatentAttention(nn.Module):
         """``(B, H, L, C), (B, K, S, C), (B, K, S, V)`` to ``(B, H, L, V)``."""
         bias = self.position.bias(q.shape[2], k.shape[2]) if self.position is not None else None
         dropout = self.dropout if self.training else 0.0
-        width = v.shape[-1]
-        if bias is not None or self.softcap is not None or dropout > 0.0:
-            # Where scores are computed plainly, `attend` takes values as wide as keys.
-            fill = lambda a: mx.pad(a, [(0, 0), (0, 0), (0, 0), (0, max(k.shape[-1], width) - a.shape[-1])])
-            q, k, v = fill(q), fill(k), fill(v)
-        y = attend(q, k, v, scale=self.scale, mask=mask, bias=bias, softcap=self.softcap, dropout=dropout)
-        return y[..., :width]
+        return attend(q, k, v, scale=self.scale, mask=mask, bias=bias, softcap=self.softcap, dropout=dropout)
 
     def make_cache(self) -> Any:
         # The two that a position leaves behind, in place of keys and values.

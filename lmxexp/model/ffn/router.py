@@ -7,6 +7,7 @@ import mlx.nn as nn
 
 from lmxexp.interfaces import Aux, ConfigError
 from lmxexp.ops.route import limit_groups, top_k
+from lmxexp.ops.sort_rows import sort_rows
 
 
 class Routing(NamedTuple):
@@ -156,7 +157,7 @@ class SigmoidRouter(SoftmaxRouter):
         )
 
     def _group_score(self, scores: mx.array) -> mx.array:
-        return mx.sort(scores, axis=-1)[..., -2:].sum(axis=-1)
+        return sort_rows(scores)[..., -2:].sum(axis=-1)
 
     def after_update(self, aux: Aux) -> None:
         if self.bias_rate is not None:

@@ -15,7 +15,7 @@ class Gpt2Init(NormalInit):
     Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3.
     """
 
-    residual_outputs = ("o_proj.weight", "down_proj.weight")
+    residual_outputs = ("o_proj.weight", "out_proj.weight", "down_proj.weight")
 
     def std_of(self, path: str, module: Matrix, n_layers: int) -> float:
         return self.std / (2 * n_layers) ** 0.5 if path.endswith(self.residual_outputs) else self.std

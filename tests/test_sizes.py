@@ -1,18 +1,10 @@
-"""The generated pages under docs/ are those that the sources would give today."""
+"""Every preset has the parameters that a size is named by, and docs/sizes.md says how many."""
 
 import pytest
 
-from docs import kinds, sizes
-
-
-def test_kinds_page_is_fresh():
-    assert kinds.PAGE.read_text("utf-8") == kinds.page(), "docs/kinds.md is stale: run `python docs/kinds.py`"
-
-
-def test_every_kind_says_what_it_is():
-    lines = [line for line in kinds.page().splitlines() if line.startswith("| `")]
-    assert len(lines) > 100
-    assert [line for line in lines if not line.split("|")[2].strip()] == []
+from docs import sizes
+from lmxexp import compose
+from lmxexp.cli.validate import check
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +26,6 @@ def test_sizes_page_is_fresh(counts):
 
 @pytest.mark.parametrize(("preset", "size"), [("gpt", "10m"), ("mamba", "350m")])
 def test_a_size_is_put_together_as_hydra_does(preset, size):
-    from lmxexp import compose
-
     wanted = compose([f"model={preset}", f"size={size}"]).model
     made = sizes.configured(preset, size).model
     for key in ("d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff"):
@@ -43,9 +33,6 @@ def test_a_size_is_put_together_as_hydra_does(preset, size):
 
 
 def test_what_the_user_says_goes_before_a_presets_own_sizes():
-    from lmxexp import compose
-    from lmxexp.cli.validate import check
-
     overrides = ["model=llama", "size=124m", "model.d_ff=1000", "model.n_layers=3"]
     cfg = compose(overrides)
     check(cfg, overrides)
@@ -54,8 +41,6 @@ def test_what_the_user_says_goes_before_a_presets_own_sizes():
 
 def test_a_size_of_the_users_own_stands(tmp_path):
     """`widths` and `depths` are looked up by our own sizes."""
-    from lmxexp import compose
-
     (tmp_path / "model" / "size").mkdir(parents=True)
     file = tmp_path / "model" / "size" / "mine.yaml"
     file.write_text("# @package model\nd_model: 64\nn_layers: 3\nn_heads: 4\nn_kv_heads: 2\nhead_dim: null\nd_ff: 77\n")

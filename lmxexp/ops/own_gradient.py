@@ -1,0 +1,47 @@
+"""Functions with a gradient of their own."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import mlx.core as mx
+
+
+class own_gradient:
+    """As ``mx.custom_function``, but what it decorates can be traced.
+
+    ``mx.export_function`` knows no such functions; within `without_own_gradients` they are plain functions, with the
+    gradient that MLX would give them.
+
+    Args:
+        function: of arrays, to an array or several.
+    """
+
+    plain = False
+
+    def __init__(self, function: Callable[..., Any]):
+        self.function = function
+        self._with_gradient = mx.custom_function(function)
+
+    def vjp(self, gradient: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorates ``gradient(primals, cotangents, outputs)``."""
+        self._with_gradient.vjp(gradient)
+        return gradient
+
+    def vmap(self, rule: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorates ``rule(inputs, axes)``."""
+        self._with_gradient.vmap(rule)
+        return rule
+
+    def __call__(self, *args: Any) -> Any:
+        return self.function(*args) if own_gradient.plain else self._with_gradient(*args)
+
+
+@contextmanager
+def without_own_gradients() -> Iterator[None]:
+    """Within, nothing has a gradient of its own."""
+    before, own_gradient.plain = own_gradient.plain, True
+    try:
+        yield
+    finally:
+        own_gradient.plain = before
