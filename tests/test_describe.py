@@ -132,6 +132,7 @@ def measured_peak(cfg) -> float:
         ["train.batch_size=8"],
         ["model=gpt", "train.batch_size=4", "train.seq_len=256"],
         ["attention=gla", "train.batch_size=4"],
+        ["model=mixtral", "train.batch_size=8", "train.n_micro=2"],
     ],
     ids=" ".join,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,6 +70,11 @@ def describe(file: Path) -> str:
 
 def content(file: Path) -> DictConfig:
     """What a kind's YAML holds, with the kinds of its own group that it starts from (``defaults: [gqa, _self_]``)."""
+    return _content(file, file.stat().st_mtime_ns)
+
+
+@functools.cache
+def _content(file: Path, changed: int) -> DictConfig:
     own = OmegaConf.load(file)
     assert isinstance(own, DictConfig)
     merged = OmegaConf.create({})

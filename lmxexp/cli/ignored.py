@@ -53,6 +53,8 @@ def _unread_kind(
     if not isinstance(node, DictConfig) or (read.is_read(node_path) and "." not in node_path):
         return  # sizes go into `model`, a preset is many things: some of it is read by some kinds only
     raw: Any = OmegaConf.to_container(node, resolve=False)
+    if raw.get("_target_") == "lmxexp.model.none.none":
+        return  # nothing was asked for
     parts = {f"{node_path}.{key}": value for key, value in raw.items() if value is not None}
     unread = [path for path in parts if not read.is_read(path)]
     if parts and "_target_" in raw:

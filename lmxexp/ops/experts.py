@@ -58,8 +58,11 @@ def grouped_matmul(rows: mx.array, weight: mx.array, experts: mx.array) -> mx.ar
     dtype = rows.dtype
     if mx.default_device() == mx.cpu:  # where the product knows fp32 only
         rows, weight = rows.astype(mx.float32), weight.astype(mx.float32)
-    y = mx.gather_mm(rows[:, None], weight.swapaxes(-1, -2), rhs_indices=experts, sorted_indices=True)
-    return y[:, 0].astype(dtype)
+    n, width = rows.shape
+    # `rows[:, None]` is the same, but its strides are not, and the CUDA kernel multiplies something else.
+    rows = mx.contiguous(rows).reshape(n, 1, width)
+    y = mx.gather_mm(rows, weight.swapaxes(-1, -2), rhs_indices=experts, sorted_indices=True)
+    return y.reshape(n, -1).astype(dtype)
 
 
 @own_gradient

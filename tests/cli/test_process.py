@@ -69,7 +69,7 @@ def test_bash_completes_short_names_and_the_users_kinds(tmp_path):
         "lmxexp --config-dir my attention=mi": "attention=mine",
         "lmxexp model=gpt -m model/attention=gq": "model/attention=gqa",
         "lmxexp attention=sliding attention.reach.wi": "attention.reach.window=",
-        "lmxexp softcap@score_softcap=t": "softcap@score_softcap=tanh",
+        "lmxexp softcap@score_softcap=n": "softcap@score_softcap=none",
     }
     done = subprocess.run(
         ["bash", str(script), *asked],

@@ -228,14 +228,3 @@ def test_init_depends_on_the_key_alone(kind):
     assert not any(mx.array_equal(a[n], other[n]).item() for n in matrices)
     # Equal shapes must not mean equal values.
     assert not mx.array_equal(a["layers.0.self_attn.q_proj.weight"], a["layers.1.self_attn.q_proj.weight"]).item()
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("name", kinds("size"))
-def test_sizes_build_for_every_preset(preset, name):
-    """Every size divides; the parameters are counted without being made."""
-    from lmxexp import compose
-
-    cfg = compose([f"model={preset}", f"size={name}"])
-    model = instantiate(cfg.model.net, _convert_="all")(vocab_size=256)
-    assert model.n_params() > 0

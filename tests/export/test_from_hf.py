@@ -10,6 +10,7 @@ from lmxexp.cli.validate import check
 from lmxexp.export import export
 from lmxexp.export.__main__ import main as export_command
 from lmxexp.export.from_hf import from_hf
+from lmxexp.export.rotary import read_rope, rope_overrides
 from lmxexp.export.write import family_names, load_family
 from lmxexp.generate import generate
 from lmxexp.interfaces import ConfigError
@@ -57,6 +58,14 @@ def test_a_scaling_by_its_older_names(tmp_path):
     scaling = {k: v for k, v in scaling.items() if k not in ("rope_theta", "rope_type")} | {"type": "llama3"}
     change(tmp_path, drop=["rope_parameters"], rope_scaling=scaling)
     assert same_logits(tmp_path, model)
+
+
+def test_the_length_before_a_scaling_is_the_models_own_where_none_is_stated():
+    rope = read_rope(
+        {"rope_scaling": {"type": "yarn", "factor": 2.0}, "rope_theta": 5e5, "max_position_embeddings": 77}
+    )
+    assert rope == {"rope_type": "yarn", "factor": 2.0, "rope_theta": 5e5, "original_max_position_embeddings": 77}
+    assert "model.position.attention.scaling.original_len=77" in rope_overrides(rope)
 
 
 def test_what_is_usual_may_be_left_out():

@@ -109,7 +109,7 @@ def test_evaluation_and_sampling_are_those_of_the_plain_model():
     plain.eval()
     got, got_aux = MultiToken(n_ahead=2)(model, data)
     want, want_aux = CrossEntropy()(plain, data)
-    assert got.item() == want.item()
+    assert got.item() == pytest.approx(want.item(), rel=1e-6)  # GPUs sum in another order from program to program
     assert got_aux.keys() == want_aux.keys()
     assert all(mx.array_equal(got_aux[k], want_aux[k]).item() for k in want_aux)
 

@@ -51,6 +51,7 @@ VARIANTS = {
         "model.bias=true",
         "model.ffn.bias=true",
         "embedding=untied",
+        "model.position.attention.theta=5000.0",
         "position=rope_linear",
         "position=rope_llama3",
         "position=rope_yarn",

@@ -1,14 +1,18 @@
 """Every family that transformers has: logits, loss and the gradient of every parameter, from our exported directory."""
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from lmxexp.export import parts  # noqa: E402
+from lmxexp.export.families import gpt  # noqa: E402
 from lmxexp.export.family import usual_name  # noqa: E402
 from lmxexp.export.from_hf import from_hf  # noqa: E402
 from lmxexp.export.write import load_family  # noqa: E402
+from lmxexp.ops.activation import activation  # noqa: E402
 from tests.contracts.small_models import PRESETS, VOCAB  # noqa: E402
 from tests.parity.harness import (  # noqa: E402
     FAMILIES,
@@ -66,6 +70,15 @@ def test_logits_loss_and_gradients(family_name, shape, variant, tmp_path):
     out.loss.backward()
     theirs = gradients_as_saved(family, reference, tmp_path / "gradients")
     check_gradients(family, model, gradients, theirs, tolerance=1e-3)
+
+
+@pytest.mark.parametrize("table", [parts.ACTIVATIONS, gpt.ACTIVATIONS], ids=["all", "gpt"])
+def test_activations(table):
+    """Two kinds of gelu hardly differ in a model's logits; here they do."""
+    x = np.linspace(-4, 4, 1001).astype(np.float32)
+    for ours, theirs in table.items():
+        got = np.array(activation(ours)(mx.array(x)))
+        assert np.abs(got - transformers.activations.ACT2FN[theirs](torch.tensor(x)).numpy()).max() < 2e-6, ours
 
 
 @pytest.mark.parametrize("family_name", KNOWN)

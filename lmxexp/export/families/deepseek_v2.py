@@ -3,7 +3,7 @@
 import copy
 from typing import Any
 
-from lmxexp.export import parts
+from lmxexp.export import parts, rotary
 from lmxexp.export.experts import LLAMA_NAMES, expert_ties, silu_mixture
 from lmxexp.export.family import Tie, all_equal, is_exactly, renamed, require, standard_name
 from lmxexp.model.attention.mla import MultiHeadLatentAttention
@@ -122,7 +122,7 @@ def common_overrides(preset: str, config: dict[str, Any]) -> list[str]:
     """The overrides, but for what the router is."""
     parts.require_values(config, hidden_act="silu", moe_layer_freq=1, mlp_bias=False, quantization_config=None)
     require(config["n_shared_experts"], "there is no shared expert")
-    rope = parts.read_rope(config)
+    rope = rotary.read_rope(config)
     if rope["rope_type"] == "yarn" and rope.get("factor") == 1.0 and not rope.get("attention_factor"):
         rope = {"rope_type": "default", "rope_theta": rope["rope_theta"]}
     n_layers = config["num_hidden_layers"]
@@ -148,7 +148,7 @@ def common_overrides(preset: str, config: dict[str, Any]) -> list[str]:
     return [
         *parts.size_overrides(preset, sizes),
         parts.pattern_override(["dense"] * n_dense + ["layer"] * (n_layers - n_dense)),
-        *parts.rope_overrides(rope),
+        *rotary.rope_overrides(rope),
         *(f"model.{key}={value}" for key, value in knobs.items()),
         parts.embedding_override(config),
     ]
@@ -170,7 +170,7 @@ def _rope_parameters(position: Any) -> dict[str, Any]:
     require(rope.interleaved, "rope pairs elements half a head apart")
     rope = copy.copy(rope)
     rope.interleaved = False
-    return parts.rope_parameters(rope)
+    return rotary.rope_parameters(rope)
 
 
 def _name(ours: str) -> str:

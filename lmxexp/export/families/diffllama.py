@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lmxexp.export import parts
+from lmxexp.export import parts, rotary
 from lmxexp.export.family import Tie, all_equal, is_exactly, renamed, require, standard_name
 from lmxexp.model.attention.differential import DifferentialAttention
 from lmxexp.model.attention.reach import Full
@@ -28,7 +28,7 @@ def config(model: LanguageModel) -> dict[str, Any]:
         **sizes,
         **parts.ffn_sizes(ffns),
         "rms_norm_eps": eps,
-        "rope_parameters": all_equal((parts.rope_parameters(m.position) for m in mixers), "rope"),
+        "rope_parameters": all_equal((rotary.rope_parameters(m.position) for m in mixers), "rope"),
         "attention_bias": parts.has_bias(*(p for m in mixers for p in (*parts.qkv(m), m.o_proj))),
     }
 
@@ -43,7 +43,7 @@ def overrides(config: dict[str, Any]) -> list[str]:
     return [
         *parts.size_overrides("diffllama", config),
         "attention=differential_gqa",
-        *parts.rope_overrides(parts.read_rope(config)),
+        *rotary.rope_overrides(rotary.read_rope(config)),
         f"model.norm.eps={config['rms_norm_eps']}",
         f"model.attention.head_norm.eps={config['rms_norm_eps']}",
         f"model.attention.bias={config['attention_bias']}",

@@ -5,7 +5,7 @@ from typing import Any
 
 import mlx.nn as nn
 
-from lmxexp.export import parts
+from lmxexp.export import parts, rotary
 from lmxexp.export.family import Tie, all_equal, is_exactly, renamed, require
 from lmxexp.export.fused_qkv import fused_by_group
 from lmxexp.model.block.parallel import Parallel
@@ -63,7 +63,7 @@ def config(model: LanguageModel) -> dict[str, Any]:
         "ffn_hidden_size": ffn["intermediate_size"],
         "activation": ffn["hidden_act"],
         "layer_norm_epsilon": all_equal((n.eps for n in norms), "eps of the norms"),
-        "rope_parameters": all_equal((parts.rope_parameters(m.position) for m in mixers), "rope"),
+        "rope_parameters": all_equal((rotary.rope_parameters(m.position) for m in mixers), "rope"),
         "attention_dropout": sizes["attention_dropout"],
         "hidden_dropout": sizes["attention_dropout"],
     }
@@ -107,7 +107,7 @@ def overrides(config: dict[str, Any]) -> list[str]:
         *parts.size_overrides("falcon", sizes),
         "attention=gqa",
         f"block={'parallel_two_norms' if two_norms else 'parallel'}",
-        *parts.rope_overrides(parts.read_rope(config)),
+        *rotary.rope_overrides(rotary.read_rope(config)),
         f"model.ffn.activation={ours[config['activation']]}",
         f"model.norm.eps={config['layer_norm_epsilon']}",
         f"model.bias={config['bias']}",

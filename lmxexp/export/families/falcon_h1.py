@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from lmxexp.export import parts
+from lmxexp.export import parts, rotary
 from lmxexp.export.family import Tie, all_equal, is_exactly, require, standard_name
 from lmxexp.export.state_space import gated_norm_eps, knobs, mamba2_sizes, read_limit, renamed_with_convolutions
 from lmxexp.model.attention.hybrid_head import HybridHead
@@ -60,7 +60,7 @@ def config(model: LanguageModel) -> dict[str, Any]:
         **parts.attention_sizes(mixers),
         **parts.ffn_sizes(ffns),
         "rms_norm_eps": eps,
-        "rope_parameters": all_equal((parts.rope_parameters(m.position) for m in mixers), "rope"),
+        "rope_parameters": all_equal((rotary.rope_parameters(m.position) for m in mixers), "rope"),
         "attention_bias": parts.has_bias(*(p for m in mixers for p in (*parts.qkv(m), m.o_proj))),
         "mlp_bias": parts.has_bias(*(p for f in ffns for p in parts.three(f))),
         "mamba_d_ssm": sizes["d_inner"],
@@ -125,7 +125,7 @@ def overrides(config: dict[str, Any]) -> list[str]:
             first_scale=config.get("attention_out_multiplier", 1.0),
             second_scale=config.get("ssm_out_multiplier", 1.0),
         ),
-        *parts.rope_overrides(parts.read_rope(config)),
+        *rotary.rope_overrides(rotary.read_rope(config)),
         f"model.norm.eps={config['rms_norm_eps']}",
         f"model.bias={config['attention_bias']}",
         f"model.ffn.bias={config['mlp_bias']}",

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lmxexp.export import parts
+from lmxexp.export import parts, rotary
 from lmxexp.export.family import Tie, all_equal, renamed, require, standard_name
 from lmxexp.model.block.sandwich import Sandwich
 from lmxexp.model.language_model import LanguageModel
@@ -40,7 +40,7 @@ def config(model: LanguageModel) -> dict[str, Any]:
         "attn_logit_softcapping": all_equal((parts.cap(m.softcap) for m in mixers), "the cap of scores"),
         "final_logit_softcapping": parts.cap(model.logit_softcap),
         "rms_norm_eps": parts.rms_eps(model.norm, *parts.block_norms(layers), offset=1.0),
-        "rope_parameters": all_equal((parts.rope_parameters(m.position) for m in mixers), "rope"),
+        "rope_parameters": all_equal((rotary.rope_parameters(m.position) for m in mixers), "rope"),
         "attention_bias": parts.has_bias(*(p for m in mixers for p in (*parts.qkv(m), m.o_proj))),
     }
 
@@ -59,7 +59,7 @@ def overrides(config: dict[str, Any]) -> list[str]:
         *parts.score_scale_overrides(config["query_pre_attn_scalar"], config),
         *parts.cap_overrides("score_softcap", config["attn_logit_softcapping"]),
         *parts.cap_overrides("logit_softcap", config["final_logit_softcapping"]),
-        *parts.rope_overrides(parts.read_rope(config)),
+        *rotary.rope_overrides(rotary.read_rope(config)),
         f"model.norm.eps={config['rms_norm_eps']}",
         f"model.bias={config['attention_bias']}",
         "model.ffn.bias=false",

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lmxexp.export import parts
+from lmxexp.export import parts, rotary
 from lmxexp.export.family import Tie, all_equal, renamed, require, standard_name
 from lmxexp.model.block.sandwich import Sandwich
 from lmxexp.model.language_model import LanguageModel
@@ -33,7 +33,7 @@ def config(model: LanguageModel) -> dict[str, Any]:
     window, types = parts.one_window(mixers)
     ropes = {
         kind: all_equal(
-            (parts.rope_parameters(m.position) for m, t in zip(mixers, types, strict=True) if t == kind), "rope"
+            (rotary.rope_parameters(m.position) for m, t in zip(mixers, types, strict=True) if t == kind), "rope"
         )
         for kind in sorted(set(types))
     }
@@ -75,8 +75,8 @@ def overrides(config: dict[str, Any]) -> list[str]:
         *parts.local_overrides(config, _types(n, every)),
         *parts.score_scale_overrides(config["query_pre_attn_scalar"], config),
         *parts.cap_overrides("logit_softcap", config["final_logit_softcapping"]),
-        *parts.rope_overrides(parts.read_rope(wide)),
-        *parts.rope_overrides(parts.read_rope(near), "local_position"),
+        *rotary.rope_overrides(rotary.read_rope(wide)),
+        *rotary.rope_overrides(rotary.read_rope(near), "local_position"),
         f"model.norm.eps={config['rms_norm_eps']}",
         f"model.qk_norm.norm.eps={config['rms_norm_eps']}",
         f"model.bias={config['attention_bias']}",

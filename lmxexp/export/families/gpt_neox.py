@@ -5,7 +5,7 @@ from typing import Any
 
 import mlx.nn as nn
 
-from lmxexp.export import parts
+from lmxexp.export import parts, rotary
 from lmxexp.export.family import Tie, all_equal, is_exactly, renamed, require
 from lmxexp.export.fused_qkv import fused_by_group
 from lmxexp.model.block.parallel_two_norms import ParallelTwoNorms
@@ -46,7 +46,7 @@ def config(model: LanguageModel) -> dict[str, Any]:
     require(parts.has_bias(*(p for f in ffns for p in (f.up_proj, f.down_proj))), "the feed-forward has no biases")
     norms = [is_exactly(norm, nn.LayerNorm, "a norm") for norm in (model.norm, *parts.block_norms(layers))]
     require(parts.has_bias(*norms), "the norms have no biases")
-    rope = all_equal((parts.rope_parameters(m.position, partial=True) for m in mixers), "rope")
+    rope = all_equal((rotary.rope_parameters(m.position, partial=True) for m in mixers), "rope")
     fraction, turned = rope["partial_rotary_factor"], is_exactly(mixers[0].position, RoPE, "the position").dims
     require(int(head_dim * fraction) == turned, f"{fraction:g} of a head of {head_dim} is no whole number of pairs")
     return {
@@ -82,11 +82,11 @@ def overrides(config: dict[str, Any]) -> list[str]:
     ours = {theirs: name for name, theirs in parts.ACTIVATIONS.items()} | {"gelu_new": "gelu_tanh"}
     activation = config["hidden_act"]
     require(activation in ours, f"hidden_act is {activation}")
-    rope = parts.read_rope(config, theta=config.get("rotary_emb_base", 10000.0))
+    rope = rotary.read_rope(config, theta=config.get("rotary_emb_base", 10000.0))
     rope.setdefault("partial_rotary_factor", config["rotary_pct"])
     return [
         *parts.size_overrides("gpt_neox", config),
-        *parts.rope_overrides(rope),
+        *rotary.rope_overrides(rope),
         f"block={'parallel_two_norms' if config['use_parallel_residual'] else 'pre_norm'}",
         f"model.ffn.activation={ours[activation]}",
         f"model.norm.eps={config['layer_norm_eps']}",

@@ -4,7 +4,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from lmxexp.export import parts
+from lmxexp.export import parts, rotary
 from lmxexp.export.families.mixtral import mixture_overrides, mixture_sizes, plainly_routed
 from lmxexp.export.family import Tie, all_equal, is_exactly, renamed, require, standard_name
 from lmxexp.model.attention.sinks import Sinks
@@ -58,7 +58,7 @@ def config(model: LanguageModel) -> dict[str, Any]:
         "sliding_window": window or DEFAULTS["sliding_window"],  # it has to be there even if no layer reads it
         "layer_types": types,
         "rms_norm_eps": parts.rms_eps(model.norm, *parts.block_norms(layers)),
-        "rope_parameters": all_equal((parts.rope_parameters(m.position) for m in mixers), "rope"),
+        "rope_parameters": all_equal((rotary.rope_parameters(m.position) for m in mixers), "rope"),
         "attention_bias": parts.has_bias(*(p for m in mixers for p in (*parts.qkv(m), m.o_proj))),
     }
 
@@ -81,7 +81,7 @@ def overrides(config: dict[str, Any]) -> list[str]:
     every_other = ["full_attention" if i % 2 else "sliding_attention" for i in range(n_layers)]
     return [
         *parts.size_overrides("gpt_oss", config),
-        *parts.rope_overrides(parts.read_rope(config)),
+        *rotary.rope_overrides(rotary.read_rope(config)),
         *parts.local_overrides(config, every_other),
         *mixture_overrides(config, config["num_local_experts"], config["intermediate_size"]),
         f"model.ffn.experts.alpha={config['swiglu_alpha']}",

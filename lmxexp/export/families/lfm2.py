@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lmxexp.export import parts
+from lmxexp.export import parts, rotary
 from lmxexp.export.family import Tie, all_equal, require, standard_name
 from lmxexp.export.state_space import knobs, renamed_with_convolutions
 from lmxexp.model.attention.short_conv import ShortConv
@@ -56,7 +56,7 @@ def config(model: LanguageModel) -> dict[str, Any]:
         "norm_eps": parts.rms_eps(model.norm, *parts.block_norms(layers), *parts.head_norms(mixers)),
         "conv_L_cache": all_equal((c.conv.width for c in convs), "conv_width"),
         "conv_bias": parts.has_bias(*(p for c in convs for p in (c.in_proj, c.conv, c.out_proj))),
-        "rope_parameters": all_equal((parts.rope_parameters(m.position) for m in mixers), "rope"),
+        "rope_parameters": all_equal((rotary.rope_parameters(m.position) for m in mixers), "rope"),
         # The width above is the width: nothing is to be computed from it.
         "block_auto_adjust_ff_dim": False,
         "block_multiple_of": 1,
@@ -90,7 +90,7 @@ def overrides(config: dict[str, Any]) -> list[str]:
         *parts.size_overrides("lfm2", {**config, "intermediate_size": _d_ff(config)}),
         parts.pattern_override("conv" if t == "conv" else "layer" for t in types),
         *knobs("conv", conv_width=config["conv_L_cache"], bias=config["conv_bias"]),
-        *parts.rope_overrides(parts.read_rope(config, theta=1e6)),
+        *rotary.rope_overrides(rotary.read_rope(config, theta=1e6)),
         f"model.norm.eps={config['norm_eps']}",
         f"model.qk_norm.norm.eps={config['norm_eps']}",
         parts.embedding_override({"tie_word_embeddings": tied}),

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lmxexp.export import parts
+from lmxexp.export import parts, rotary
 from lmxexp.export.family import Tie, all_equal, renamed, standard_name
 from lmxexp.model.block.pre_norm import PreNorm
 from lmxexp.model.language_model import LanguageModel
@@ -26,7 +26,7 @@ def config(model: LanguageModel) -> dict[str, Any]:
         **parts.attention_sizes(mixers),
         **parts.ffn_sizes(ffns),
         "rms_norm_eps": parts.rms_eps(model.norm, *parts.block_norms(layers)),
-        "rope_parameters": all_equal((parts.rope_parameters(m.position) for m in mixers), "rope"),
+        "rope_parameters": all_equal((rotary.rope_parameters(m.position) for m in mixers), "rope"),
         "attention_bias": parts.has_bias(*(p for m in mixers for p in (*parts.qkv(m), m.o_proj))),
         "mlp_bias": parts.has_bias(*(p for f in ffns for p in parts.three(f))),
     }
@@ -41,7 +41,7 @@ def overrides(config: dict[str, Any]) -> list[str]:
     parts.require_values(config, hidden_act="silu")
     return [
         *parts.size_overrides("llama", config),
-        *parts.rope_overrides(parts.read_rope(config)),
+        *rotary.rope_overrides(rotary.read_rope(config)),
         f"model.norm.eps={config['rms_norm_eps']}",
         f"model.bias={config['attention_bias']}",
         f"model.ffn.bias={config['mlp_bias']}",

@@ -6,7 +6,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from lmxexp.export import parts
+from lmxexp.export import parts, rotary
 from lmxexp.export.families.mixtral import mixture_overrides, mixture_sizes
 from lmxexp.export.family import Tie, all_equal, is_exactly, renamed, require, standard_name
 from lmxexp.model.attention.gqa import GroupedQueryAttention
@@ -113,7 +113,7 @@ def overrides(config: dict[str, Any]) -> list[str]:
     return [
         *parts.size_overrides("llama4", {**config, "intermediate_size": config["intermediate_size_mlp"]}),
         parts.pattern_override(names),
-        *parts.rope_overrides(parts.read_rope(config)),
+        *rotary.rope_overrides(rotary.read_rope(config)),
         "model.position.attention.interleaved=true",
         f"model.local.reach.chunk={config['attention_chunk_size']}",
         *([] if tuned else ["position@model.global_position=none"]),
@@ -155,7 +155,7 @@ def _rope(position: Any) -> dict[str, Any]:
     require(rope.interleaved, "rope pairs elements half a head apart")
     rope = copy.copy(rope)
     rope.interleaved = False
-    return parts.rope_parameters(rope)
+    return rotary.rope_parameters(rope)
 
 
 def _temperature(mixers: Iterable[GroupedQueryAttention]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lmxexp.export import parts
+from lmxexp.export import parts, rotary
 from lmxexp.export.family import Tie, all_equal, renamed, require, standard_name
 from lmxexp.model.block.pre_norm import PreNorm
 from lmxexp.model.language_model import LanguageModel
@@ -22,7 +22,7 @@ def config(model: LanguageModel) -> dict[str, Any]:
         **parts.attention_sizes(mixers),
         **parts.ffn_sizes(ffns),
         "rms_norm_eps": parts.rms_eps(model.norm, *parts.block_norms(layers)),
-        "rope_parameters": all_equal((parts.rope_parameters(m.position) for m in mixers), "rope"),
+        "rope_parameters": all_equal((rotary.rope_parameters(m.position) for m in mixers), "rope"),
         "sliding_window": all_equal(parts.windows(mixers), "the window"),
     }
 
@@ -36,7 +36,7 @@ def overrides(config: dict[str, Any]) -> list[str]:
     parts.require_values(config, hidden_act="silu")
     return [
         *parts.size_overrides("mistral", config),
-        *parts.rope_overrides(parts.read_rope(config)),
+        *rotary.rope_overrides(rotary.read_rope(config)),
         *parts.window_overrides(config["sliding_window"]),
         f"model.norm.eps={config['rms_norm_eps']}",
         parts.embedding_override(config),

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lmxexp.export import parts
+from lmxexp.export import parts, rotary
 from lmxexp.export.experts import NUMBERED_NAMES, expert_ties
 from lmxexp.export.family import Tie, all_equal, is_exactly, renamed, require, standard_name
 from lmxexp.model.block.pre_norm import PreNorm
@@ -38,7 +38,7 @@ def config(model: LanguageModel) -> dict[str, Any]:
         "intermediate_size": all_equal((moe.d_expert for moe in moes), "d_expert"),
         "num_local_experts": all_equal((moe.n_experts for moe in moes), "n_experts"),
         "rms_norm_eps": parts.rms_eps(model.norm, *parts.block_norms(layers)),
-        "rope_parameters": all_equal((parts.rope_parameters(m.position) for m in mixers), "rope"),
+        "rope_parameters": all_equal((rotary.rope_parameters(m.position) for m in mixers), "rope"),
         "sliding_window": all_equal(parts.windows(mixers), "the window"),
     }
 
@@ -55,7 +55,7 @@ def overrides(config: dict[str, Any]) -> list[str]:
     parts.require_values(config, hidden_act="silu")
     return [
         *parts.size_overrides("mixtral", config),
-        *parts.rope_overrides(parts.read_rope(config)),
+        *rotary.rope_overrides(rotary.read_rope(config)),
         *parts.window_overrides(config["sliding_window"]),
         *mixture_overrides(config, config["num_local_experts"], config["intermediate_size"]),
         f"model.norm.eps={config['rms_norm_eps']}",

@@ -4,7 +4,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from lmxexp.export import parts
+from lmxexp.export import parts, rotary
 from lmxexp.export.family import Tie, all_equal, is_exactly, renamed, require, standard_name
 from lmxexp.model.block.pre_norm import PreNorm
 from lmxexp.model.ffn.mlp import MLP
@@ -33,7 +33,7 @@ def config(model: LanguageModel) -> dict[str, Any]:
         **parts.ffn_sizes(ffns),
         "final_logit_softcapping": parts.cap(model.logit_softcap),
         "rms_norm_eps": parts.rms_eps(*norms, scaled=False),
-        "rope_parameters": all_equal((parts.rope_parameters(m.position) for m in mixers), "rope"),
+        "rope_parameters": all_equal((rotary.rope_parameters(m.position) for m in mixers), "rope"),
         "attention_bias": parts.has_bias(*(p for m in mixers for p in (*parts.qkv(m), m.o_proj))),
     }
 
@@ -56,7 +56,7 @@ def overrides(config: dict[str, Any]) -> list[str]:
     return [
         *parts.size_overrides("nanochat", config),
         "attention=gqa",
-        *parts.rope_overrides(parts.read_rope(config)),
+        *rotary.rope_overrides(rotary.read_rope(config)),
         *parts.cap_overrides("logit_softcap", config["final_logit_softcapping"]),
         *(f"model.{norm}.eps={config['rms_norm_eps']}" for norm in ("norm", "embedding_norm", "qk_norm.norm")),
         f"model.bias={config['attention_bias']}",

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lmxexp.export import parts
+from lmxexp.export import parts, rotary
 from lmxexp.export.family import Tie, all_equal, renamed, require, standard_name
 from lmxexp.model.block.post_norm import PostNorm
 from lmxexp.model.language_model import LanguageModel
@@ -23,7 +23,7 @@ def config(model: LanguageModel) -> dict[str, Any]:
         **parts.attention_sizes(mixers),
         **parts.ffn_sizes(ffns),
         "rms_norm_eps": parts.rms_eps(model.norm, *parts.block_norms(layers), *head_norms),
-        "rope_parameters": all_equal((parts.rope_parameters(m.position) for m in mixers), "rope"),
+        "rope_parameters": all_equal((rotary.rope_parameters(m.position) for m in mixers), "rope"),
         "attention_bias": parts.has_bias(*(p for m in mixers for p in (*parts.qkv(m), m.o_proj))),
     }
 
@@ -37,7 +37,7 @@ def overrides(config: dict[str, Any]) -> list[str]:
     parts.require_values(config, hidden_act="silu")
     return [
         *parts.size_overrides("olmo2", config),
-        *parts.rope_overrides(parts.read_rope(config)),
+        *rotary.rope_overrides(rotary.read_rope(config)),
         f"model.norm.eps={config['rms_norm_eps']}",
         f"model.qk_norm.norm.eps={config['rms_norm_eps']}",
         f"model.bias={config['attention_bias']}",

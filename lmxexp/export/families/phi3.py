@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lmxexp.export import parts
+from lmxexp.export import parts, rotary
 from lmxexp.export.family import Tie, all_equal, joined, renamed, require, standard_name
 from lmxexp.model.block.pre_norm import PreNorm
 from lmxexp.model.language_model import LanguageModel
@@ -18,7 +18,7 @@ def config(model: LanguageModel) -> dict[str, Any]:
     linear = [p for m in mixers for p in (*parts.qkv(m), m.o_proj)] + [p for f in ffns for p in parts.three(f)]
     require(not parts.has_bias(*linear), "there are biases")
     sizes = parts.attention_sizes(mixers)
-    rope = all_equal((parts.rope_parameters(m.position, partial=True) for m in mixers), "rope")
+    rope = all_equal((rotary.rope_parameters(m.position, partial=True) for m in mixers), "rope")
     require(rope["rope_type"] == "default", f"rope is scaled: {rope['rope_type']}")
     return {
         **parts.base_config(model),
@@ -51,7 +51,7 @@ def overrides(config: dict[str, Any]) -> list[str]:
     return [
         *parts.size_overrides("phi3", config),
         *parts.window_overrides(config["sliding_window"]),
-        *parts.rope_overrides(parts.read_rope(config)),
+        *rotary.rope_overrides(rotary.read_rope(config)),
         f"model.norm.eps={config['rms_norm_eps']}",
         parts.embedding_override(config),
     ]

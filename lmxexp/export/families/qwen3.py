@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lmxexp.export import parts
+from lmxexp.export import parts, rotary
 from lmxexp.export.family import Tie, all_equal, renamed, require, standard_name
 from lmxexp.model.block.pre_norm import PreNorm
 from lmxexp.model.language_model import LanguageModel
@@ -29,7 +29,7 @@ def config(model: LanguageModel) -> dict[str, Any]:
         **parts.ffn_sizes(ffns),
         **parts.qwen_window(mixers),
         "rms_norm_eps": parts.rms_eps(*norms),
-        "rope_parameters": all_equal((parts.rope_parameters(m.position) for m in mixers), "rope"),
+        "rope_parameters": all_equal((rotary.rope_parameters(m.position) for m in mixers), "rope"),
         "attention_bias": parts.has_bias(*(p for m in mixers for p in (*parts.qkv(m), m.o_proj))),
     }
 
@@ -43,7 +43,7 @@ def overrides(config: dict[str, Any]) -> list[str]:
     parts.require_values(config, hidden_act="silu")
     return [
         *parts.size_overrides("qwen3", config),
-        *parts.rope_overrides(parts.read_rope(config)),
+        *rotary.rope_overrides(rotary.read_rope(config)),
         *parts.window_overrides(parts.read_qwen_window(config)),
         f"model.norm.eps={config['rms_norm_eps']}",
         f"model.qk_norm.norm.eps={config['rms_norm_eps']}",

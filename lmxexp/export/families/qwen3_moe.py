@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lmxexp.export import parts
+from lmxexp.export import parts, rotary
 from lmxexp.export.experts import LLAMA_NAMES
 from lmxexp.export.families.mixtral import mixture_overrides, mixture_sizes, mixture_ties, plain_mixture
 from lmxexp.export.family import Tie, all_equal, require, standard_name
@@ -43,7 +43,7 @@ def config(model: LanguageModel) -> dict[str, Any]:
         "decoder_sparse_step": 1,
         "mlp_only_layers": [],
         "rms_norm_eps": parts.rms_eps(*norms),
-        "rope_parameters": all_equal((parts.rope_parameters(m.position) for m in mixers), "rope"),
+        "rope_parameters": all_equal((rotary.rope_parameters(m.position) for m in mixers), "rope"),
         "attention_bias": parts.has_bias(*(p for m in mixers for p in (*parts.qkv(m), m.o_proj))),
     }
 
@@ -61,7 +61,7 @@ def overrides(config: dict[str, Any]) -> list[str]:
     require(not config["mlp_only_layers"], f"layers {config['mlp_only_layers']} have no experts")
     return [
         *parts.size_overrides("qwen3_moe", config),
-        *parts.rope_overrides(parts.read_rope(config)),
+        *rotary.rope_overrides(rotary.read_rope(config)),
         *parts.window_overrides(parts.read_qwen_window(config)),
         *mixture_overrides(config, n_experts, config["moe_intermediate_size"]),
         f"model.ffn.router.norm_topk_prob={config['norm_topk_prob']}",

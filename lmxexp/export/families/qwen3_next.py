@@ -5,7 +5,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from lmxexp.export import parts
+from lmxexp.export import parts, rotary
 from lmxexp.export.experts import LLAMA_NAMES, expert_ties, silu_mixture
 from lmxexp.export.families.mixtral import mixture_overrides, mixture_sizes, plainly_routed
 from lmxexp.export.family import Tie, all_equal, is_exactly, require, standard_name
@@ -55,7 +55,7 @@ def config(model: LanguageModel) -> dict[str, Any]:
         **_interval(types),
         "layer_types": types,
         "rms_norm_eps": eps,
-        "rope_parameters": all_equal((parts.rope_parameters(m.position, partial=True) for m in softmax), "rope"),
+        "rope_parameters": all_equal((rotary.rope_parameters(m.position, partial=True) for m in softmax), "rope"),
         "attention_bias": parts.has_bias(*(p for m in softmax for p in (*parts.qkv(m), m.o_proj, _gate(m).g_proj))),
     }
 
@@ -178,7 +178,7 @@ def overrides(config: dict[str, Any]) -> list[str]:
     eps = config["rms_norm_eps"]
     return [
         *parts.size_overrides("qwen3_next", config),
-        *parts.rope_overrides(parts.read_rope(config)),
+        *rotary.rope_overrides(rotary.read_rope(config)),
         parts.pattern_override(names[t] for t in types),
         f"model.linear.n_heads={config['linear_num_value_heads']}",
         f"model.linear.n_key_heads={config['linear_num_key_heads']}",

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lmxexp.export import parts
+from lmxexp.export import parts, rotary
 from lmxexp.export.family import Tie, all_equal, renamed, require, standard_name
 from lmxexp.model.block.pre_norm import PreNorm
 from lmxexp.model.language_model import LanguageModel
@@ -30,7 +30,7 @@ def config(model: LanguageModel) -> dict[str, Any]:
         **parts.attention_sizes(mixers),
         **parts.ffn_sizes(ffns),
         "rms_norm_eps": parts.rms_eps(model.norm, *parts.block_norms(layers)),
-        "rope_parameters": all_equal((parts.rope_parameters(p) for p in positions), "rope"),
+        "rope_parameters": all_equal((rotary.rope_parameters(p) for p in positions), "rope"),
         # Theirs is 1 where there are positions, whatever the name says.
         "no_rope_layers": [int(m.position is not None) for m in mixers],
         "attention_bias": parts.has_bias(*(p for m in mixers for p in (*parts.qkv(m), m.o_proj))),
@@ -50,7 +50,7 @@ def overrides(config: dict[str, Any]) -> list[str]:
     return [
         *parts.size_overrides("smollm3", config),
         parts.pattern_override("layer" if turns else "nope" for turns in turned[:n_layers]),
-        *parts.rope_overrides(parts.read_rope(config, theta=2e6)),
+        *rotary.rope_overrides(rotary.read_rope(config, theta=2e6)),
         f"model.norm.eps={config['rms_norm_eps']}",
         f"model.bias={config['attention_bias']}",
         f"model.ffn.bias={config['mlp_bias']}",
