@@ -68,7 +68,8 @@ def ours(ties: list[Tie], theirs: dict[str, mx.array], wanted: dict[str, mx.arra
             if array.shape != wanted[name].shape:
                 want, found = list(wanted[name].shape), list(array.shape)
                 raise ConfigError(f"model.path={path}: {name} is {found} there, and {want} by its config.json")
-            result[name] = array.astype(wanted[name].dtype)
+            # Laid out as if made here: products of a transposed view round otherwise.
+            result[name] = mx.contiguous(array.astype(wanted[name].dtype))
     assert sorted(result) == sorted(wanted), f"tied twice or not at all: {sorted(set(result) ^ set(wanted))}"
     return result
 

@@ -60,8 +60,7 @@ def grouped_matmul(rows: mx.array, weight: mx.array, experts: mx.array) -> mx.ar
         rows, weight = rows.astype(mx.float32), weight.astype(mx.float32)
     n, width = rows.shape
     # `rows[:, None]` is the same, but its strides are not, and the CUDA kernel multiplies something else.
-    rows = mx.contiguous(rows).reshape(n, 1, width)
-    y = mx.gather_mm(rows, weight.swapaxes(-1, -2), rhs_indices=experts, sorted_indices=True)
+    y = mx.gather_mm(rows.reshape(n, 1, width), weight.swapaxes(-1, -2), rhs_indices=experts, sorted_indices=True)
     return y.reshape(n, -1).astype(dtype)
 
 

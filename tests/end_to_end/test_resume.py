@@ -31,7 +31,7 @@ def stop_at(step: int, **settings) -> str:
 # Each optimizer with two mixers, and each mixer with one optimizer: what resumes alone resumes together.
 PAIRS = {
     **{f"optim={o}": [(f"optim={o}", "attention=gqa"), (f"optim={o}", "attention=sliding")] for o in OPTIMIZERS},
-    **{f"attention={mixer}": [(f"attention={mixer}",)] for mixer in kinds("attention")},
+    **{f"attention={a}": [(f"attention={a}", "model.n_heads=4", "model.n_kv_heads=2")] for a in kinds("attention")},
 }  # fmt: skip
 
 
