@@ -109,7 +109,9 @@ def plot(result: dict, path: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(9, 6))
     styles = ["-", "--", ":", "-."]
-    for i, (kind, row) in enumerate(sorted(result["ms"].items())):
+    # The slowest at the longest length first, as the lines end.
+    by_cost = sorted(result["ms"].items(), key=lambda item: -list(item[1].values())[-1])
+    for i, (kind, row) in enumerate(by_cost):
         lengths = sorted(int(n) for n in row)
         values = [row.get(str(n), row.get(n)) * 1e3 / (max(1, result["tokens"] // n) * n) for n in lengths]
         axes.plot(lengths, values, styles[i // 10 % 4], color=f"C{i % 10}", marker="o", markersize=3, label=kind)
@@ -117,7 +119,7 @@ def plot(result: dict, path: Path) -> None:
     axes.set_xscale("log", base=2)
     axes.set_title(f"{result['device']}, {result['dtype']}, {', '.join(s[6:] for s in result['sizes'])}", fontsize=9)
     axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=7, ncols=2)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.tight_layout()
     figure.savefig(path, dpi=130)
 

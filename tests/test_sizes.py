@@ -5,6 +5,8 @@ import pytest
 from docs import sizes
 from lmxexp import compose
 from lmxexp.cli.validate import check
+from lmxexp.model.language_model import lay_out
+from tests.contracts.small_models import PRESETS
 
 
 @pytest.fixture(scope="module")
@@ -18,6 +20,16 @@ def test_sizes_are_what_they_are_named(size, counts):
     wanted = sizes.target(size)
     missed = {preset: f"{n / wanted - 1:+.1%}" for (preset, s), (n, _) in counts.items() if s == size}
     assert {p: m for p, m in missed.items() if abs(float(m[:-1])) > 3.0} == {}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_layer_of_the_pattern_is_there(preset):
+    """At every size: a part of the palette that no layer uses would be swapped without an effect."""
+    for size in (*sizes.VOCABULARIES, "tiny"):
+        model = sizes.configured(preset, size).model
+        pattern = {part: list(names or []) for part, names in model.net.pattern.items()}
+        laid_out = lay_out(model.n_layers, pattern, model.net.blocks)
+        assert {name for names in pattern.values() for name in names} == set(laid_out), f"{preset} at {size}"
 
 
 def test_sizes_page_is_fresh(counts):
