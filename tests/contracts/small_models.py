@@ -1,5 +1,6 @@
 """Small models of every kind, found by looking into conf/, so that a new YAML is tested with no edit here."""
 
+import copy
 import re
 from functools import cache
 from pathlib import Path
@@ -52,9 +53,13 @@ def choice(group: str, kind: str) -> str:
     return f"softcap@model.logit_softcap={kind}" if group == "softcap" else f"{group}={kind}"
 
 
-@cache
 def small_config(*overrides: str) -> DictConfig:
-    """A composed configuration in small sizes. Cached: do not change it."""
+    """A composed configuration in small sizes; a copy, because building from one resolves it in place."""
+    return copy.deepcopy(_composed(*overrides))
+
+
+@cache
+def _composed(*overrides: str) -> DictConfig:
     cfg = compose([*SIZES, f"train.seq_len={LENGTH}", *overrides])
     if not any(o.startswith("model.n_layers=") for o in overrides):
         # Every block that the pattern names stands in the stack at least once.
