@@ -19,6 +19,7 @@ from lmxexp import compose
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "conf" / "model"
 PAGE = ROOT / "docs" / "sizes.md"
+README = ROOT / "README.md"
 VOCABULARIES = {"10m": 256, "50m": 256, "124m": 50257, "350m": 50257}
 TOLERANCE = 0.03
 
@@ -87,8 +88,18 @@ def misses() -> list[str]:
 
 def page() -> str:
     """The text of docs/sizes.md."""
-    lines = [HEAD.format(tolerance=TOLERANCE)]
-    lines += ["| preset | " + " | ".join(VOCABULARIES) + " |", "|---|" + "---:|" * len(VOCABULARIES)]
+    return HEAD.format(tolerance=TOLERANCE) + "\n" + table()
+
+
+def readme() -> str:
+    """The README with the table as it should be, under its last heading."""
+    text = README.read_text("utf-8")
+    return text[: text.index("| preset | 10m")] + table()
+
+
+def table() -> str:
+    """Parameters of every preset at every size, in millions."""
+    lines = ["| preset | " + " | ".join(VOCABULARIES) + " |", "|---|" + "---:|" * len(VOCABULARIES)]
     for preset in presets():
         cells = []
         for size in VOCABULARIES:
@@ -160,6 +171,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.fit is None:
         PAGE.write_text(page(), encoding="utf-8")
+        README.write_text(readme(), encoding="utf-8")
         sys.exit("\n".join(misses()) or None)
     for preset in args.fit or sorted({line.split()[0].removeprefix("model=") for line in misses()}):
         found = {size: fit(preset, size) for size in VOCABULARIES}

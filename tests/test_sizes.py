@@ -34,6 +34,7 @@ def test_every_layer_of_the_pattern_is_there(preset):
 
 def test_sizes_page_is_fresh(counts):
     assert sizes.PAGE.read_text("utf-8") == sizes.page(), "docs/sizes.md is stale: run `python docs/sizes.py`"
+    assert sizes.README.read_text("utf-8") == sizes.readme(), "README.md is stale: run `python docs/sizes.py`"
 
 
 @pytest.mark.parametrize(("preset", "size"), [("gpt", "10m"), ("mamba", "350m")])
