@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from hydra.utils import instantiate
 
 from lmxexp.compose import compose
 from lmxexp.export.family import InexpressibleError, Tie, usual_name
@@ -14,6 +13,7 @@ from lmxexp.export.write import family_names, load_family, model_type_of
 from lmxexp.interfaces import ConfigError
 from lmxexp.model.language_model import LanguageModel
 from lmxexp.ops.trees import by_path
+from lmxexp.run import build
 
 _BUFFERS = r"rotary_emb\.inv_freq$"
 """Names in older checkpoints, of all families, that are no weights."""
@@ -44,7 +44,7 @@ def from_hf(vocab_size: int, path: str, revision: str = "main", dropout: float =
     except InexpressibleError as error:
         raise ConfigError(f"model.path={path}: this {config['model_type']} cannot be composed: {error}") from error
     cfg = compose([*overrides, f"model.dropout={dropout}"])
-    model = instantiate(cfg.model.net, _convert_="all")(vocab_size=config["vocab_size"])
+    model = build(cfg.model.net)(vocab_size=config["vocab_size"])
     weights = ours(family.ties(model), _weights(directory, family, config, path), by_path(model.parameters()), path)
     model.load_weights(list(weights.items()))
     mx.eval(model.parameters())  # now, not when the files may have been replaced

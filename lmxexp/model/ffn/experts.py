@@ -4,6 +4,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from lmxexp.interfaces import ConfigError
+from lmxexp.model.ffn.glu import gated_width
 from lmxexp.ops.activation import Activation
 from lmxexp.ops.activation import activation as activation_by_name
 from lmxexp.ops.embed import embed
@@ -69,7 +70,7 @@ class GatedExperts(nn.Module):
         bias: bool = False,
     ):
         super().__init__()
-        self.d_expert = _width(d_expert, d_ff or max(16, round(8 * d_model / 3 / 16) * 16), n_active)
+        self.d_expert = _width(d_expert, d_ff or gated_width(d_model), n_active)
         self.activation_name = activation
         self.activation = activation_by_name(activation)
         self.gate_proj = ExpertLinear(n_experts, d_model, self.d_expert, bias)
@@ -118,7 +119,7 @@ class ClampedExperts(nn.Module):
         super().__init__()
         if limit <= 0:
             raise ConfigError(f"ffn.experts.limit={limit} must be positive")
-        self.d_expert = _width(d_expert, d_ff or max(16, round(8 * d_model / 3 / 16) * 16), n_active)
+        self.d_expert = _width(d_expert, d_ff or gated_width(d_model), n_active)
         self.alpha, self.limit = alpha, limit
         self.gate_proj = ExpertLinear(n_experts, d_model, self.d_expert, bias)
         self.up_proj = ExpertLinear(n_experts, d_model, self.d_expert, bias)

@@ -8,6 +8,11 @@ from lmxexp.ops.activation import Activation
 from lmxexp.ops.activation import activation as activation_by_name
 
 
+def gated_width(d_model: int) -> int:
+    """The hidden width at which three matrices have as many weights as two of ``4 d_model``, a multiple of 16."""
+    return max(16, round(8 * d_model / 3 / 16) * 16)
+
+
 class GatedLinearUnit(nn.Module):
     """``down(activation(gate(x)) * up(x))``: SwiGLU with silu, GEGLU with gelu.
 
@@ -29,7 +34,7 @@ class GatedLinearUnit(nn.Module):
 
     def __init__(self, d_model: int, d_ff: int | None = None, activation: Activation = "silu", bias: bool = False):
         super().__init__()
-        d_ff = d_ff or max(16, round(8 * d_model / 3 / 16) * 16)
+        d_ff = d_ff or gated_width(d_model)
         self.d_ff, self.activation_name = d_ff, activation
         self.activation = activation_by_name(activation)
         self.gate_proj = nn.Linear(d_model, d_ff, bias=bias)
