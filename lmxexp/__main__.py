@@ -65,9 +65,11 @@ def _hydra(line: arguments.CommandLine, full_argv: list[str]) -> int:
     from lmxexp.cli.conf import conf_dir
     from lmxexp.cli.point import Points
     from lmxexp.compose import CONFIG_NAME, VERSION_BASE, install, started
+    from lmxexp.sweep import session
 
     install()
     points = Points(full_argv, traceback=errors.traceback_wanted(line.overrides))
+    line.overrides = sweeps.named(line.overrides)
     if line.runs and any(o.lstrip("+").startswith("resume=") for o in line.overrides):
         with started(line.config_dir, line.config_path):
             points.plan = resume.plan(line.overrides)
@@ -81,14 +83,14 @@ def _hydra(line: arguments.CommandLine, full_argv: list[str]) -> int:
         with started(line.config_dir, line.config_path):
             line.overrides.append(sweeps.directory_names(line.overrides))
     sys.argv[:] = ["lmxexp", *line.argv()]
+    session.command(full_argv)
     try:
         hydra.main(version_base=VERSION_BASE, config_path=str(conf_dir()), config_name=CONFIG_NAME)(points)()
     except SystemExit as stop:
-        if points.outcomes:
-            return points.finish()
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        return session.finish() or code
     except (HydraException, ValueError) as error:
-        if points.outcomes or errors.is_config_error(error):
+        if points.outcome or session.began() or errors.is_config_error(error):
             raise
         with started(line.config_dir, line.config_path) as ours:
             from lmxexp.cli.explain import explain
@@ -100,7 +102,9 @@ def _hydra(line: arguments.CommandLine, full_argv: list[str]) -> int:
         if not problems:
             raise
         errors.refuse(problems)
-    return points.finish()
+    finally:
+        session.stop()
+    return session.finish() if session.began() else points.finish()
 
 
 def _warn_of_shadowed(line: arguments.CommandLine) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ from hydra.core.plugins import Plugins
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobRuntime
 from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.plugins.sweeper import Sweeper
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
@@ -29,6 +33,9 @@ VERSION_BASE = "1.3"
 
 LISTS = ("callback", "logger")
 """Groups of which a run has any number; each kind is a node of its own under the group's name."""
+
+_PLUGINS = str(Path(__file__).resolve().parent / "sweep" / "plugins")
+"""Holds a part of the namespace package `hydra_plugins`, where Hydra takes sweepers and launchers from."""
 
 _OF_THE_PROCESS = (GlobalHydra, HydraConfig, JobRuntime, version.VersionBase)
 
@@ -45,7 +52,18 @@ class LmxexpSearchPath(SearchPathPlugin):
 def install() -> None:
     """What has to be in place before Hydra starts: short names and the search path. Harmless to repeat."""
     short_names.install()
-    Plugins.instance().register(LmxexpSearchPath)
+    if _PLUGINS not in sys.path:
+        sys.path.append(_PLUGINS)
+    plugins = Plugins.instance()  # finds what is installed, and ours, unless it was there before
+    plugins.register(LmxexpSearchPath)
+    if "hydra_plugins.lmxexp_sweep.GridSweeper" not in plugins.class_name_to_class:
+        for clazz in vars(import_module("hydra_plugins.lmxexp_sweep")).values():
+            if (
+                isinstance(clazz, type)
+                and issubclass(clazz, Sweeper | Launcher)
+                and clazz.__module__ == "hydra_plugins.lmxexp_sweep"
+            ):
+                plugins.register(clazz)
 
 
 def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> DictConfig:

@@ -261,6 +261,8 @@ class RunInfo:
     tags: list[str] = field(default_factory=list)
     group: str | None = None
     """The sweep's name."""
+    job_type: str = "run"
+    """``run``, or how the sweep that the run is a point of chooses its points: grid, random, halving, …"""
 
 
 class Logger(Protocol):
@@ -277,7 +279,7 @@ class Logger(Protocol):
         ...
 
     def finish(self, status: str, summary: Mapping[str, Any]) -> None:
-        """``status``: ok, stopped (by a signal), diverged or failed. ``summary`` is what ``summary.json`` holds."""
+        """``status``: ok, paused, stopped (by a signal), diverged or failed. ``summary``: as in ``summary.json``."""
         ...
 
 

@@ -32,7 +32,7 @@ def environment_record(argv: Sequence[str]) -> dict[str, Any]:
     if blas_facts["path"]:
         blas_facts["path"] = blas_facts["path"].replace(str(Path.home()), "~", 1)
     return {
-        "command": _command(argv),
+        "command": command_line(argv),
         "git": git_state(Path.cwd()),
         "packages": {name: _version(name) for name in PACKAGES},
         "device": device.device_info(),
@@ -70,7 +70,7 @@ def git_state(directory: Path) -> dict[str, Any] | None:
     }
 
 
-def _command(argv: Sequence[str]) -> str:
+def command_line(argv: Sequence[str]) -> str:
     """The command line as it can be typed again; where Python found the program is left out."""
     if not argv:
         return ""

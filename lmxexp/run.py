@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import mlx.core as mx
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from lmxexp import blas, device, run_files
+from lmxexp.build import build
 from lmxexp.cli.validate import check
+from lmxexp.identity import identity
 from lmxexp.interfaces import ConfigError, RunInfo, Source, Tokenizer
 from lmxexp.logger.loggers import Loggers
 from lmxexp.model.language_model import LanguageModel
@@ -35,9 +35,9 @@ class RunResult:
 
     run_dir: Path
     status: str
-    """``ok``, ``stopped`` (by a signal, resumable) or ``diverged``."""
+    """``ok``, ``paused`` (where it was to pause), ``stopped`` (by a signal, resumable) or ``diverged``."""
     score: float
-    """The last ``eval/loss``, or ``train/loss`` where nothing was evaluated; infinite unless the status is ok."""
+    """The last ``eval/loss``, or ``train/loss`` where nothing was evaluated; infinite unless it is ok or paused."""
     summary: dict[str, Any]
     signal: int | None = None
     """The signal that stopped it."""
@@ -71,12 +71,13 @@ def build_model(cfg: DictConfig, *, vocab_size: int) -> LanguageModel:
     return model
 
 
-def run(cfg: DictConfig, run_dir: str | Path | None = None) -> RunResult:
+def run(cfg: DictConfig, run_dir: str | Path | None = None, *, until: int | None = None) -> RunResult:
     """Train and score what ``cfg`` (from `lmxexp.compose`) describes, and leave a record of it.
 
     Args:
         cfg: composed configuration. With ``cfg.resume`` the run in that directory goes on.
         run_dir: where everything is written; None: a new directory under ``outputs/runs``.
+        until: pause after so many steps, with a checkpoint from which the run goes on as if it had not; None: no pause.
 
     Raises:
         ConfigError: a setting that cannot work; nothing was trained.
@@ -95,13 +96,13 @@ def run(cfg: DictConfig, run_dir: str | Path | None = None) -> RunResult:
     if not cfg.resume and (directory / "run.json").exists():
         raise ConfigError(f"{directory} holds a run already: resume={directory} goes on with it, or choose another")
 
-    if saved and (finished := _finished(saved, cfg, directory)):
+    if saved and (finished := _finished(saved, cfg, directory, until)):
         return finished
 
     _start_clean(cfg.seed)
     config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     settings = build(cfg.train)
-    source = _build_source(cfg)
+    source = build_source(cfg)
     _check_same_data(before, source, directory)
     model = build_model(cfg, vocab_size=source.vocab_size)
     chosen_precision = precision.resolve(settings.precision, on_gpu=device.is_gpu())
@@ -117,6 +118,7 @@ def run(cfg: DictConfig, run_dir: str | Path | None = None) -> RunResult:
     record = {
         "status": "running",
         "run_id": run_id,
+        "identity": identity(config, source.fingerprint),
         "choices": dict(config["choice"]),
         "seeds": {"seed": cfg.seed, "data": config["data"].get("seed")},
         "params": model.n_params(),
@@ -152,6 +154,7 @@ def run(cfg: DictConfig, run_dir: str | Path | None = None) -> RunResult:
     if source.tokenizer is not None:
         source.tokenizer.save(directory / "tokenizer.json")
     run_files.write_json(directory / "run.json", record)
+    sweep = config.get("sweep") or {}
     info = RunInfo(
         run_dir=directory,
         run_id=run_id,
@@ -162,18 +165,19 @@ def run(cfg: DictConfig, run_dir: str | Path | None = None) -> RunResult:
         total_steps=settings.steps,
         resume_step=trainer.step,
         tags=list(cfg.tags),
-        group=config.get("sweep"),
+        group=sweep.get("name"),
+        job_type=sweep.get("mode") or "run",
     )
-    return _fit(trainer, logger, info)
+    return _fit(trainer, logger, info, until)
 
 
-def _fit(trainer: Trainer, logger: Loggers, info: RunInfo) -> RunResult:
+def _fit(trainer: Trainer, logger: Loggers, info: RunInfo, until: int | None) -> RunResult:
     """Train, and whatever happens leave a summary with a status."""
     status, error = "failed", None
     start = time.perf_counter()
     try:
         logger.start(info)
-        status = trainer.fit()
+        status = trainer.fit(until)
     except DivergedError as e:
         status, error = "diverged", str(e)
     except BaseException as e:
@@ -207,6 +211,7 @@ def _summary(trainer: Trainer) -> dict[str, Any]:
         "step": trainer.step,
         "tokens": trainer.tokens,
         **final,
+        **trainer.paused_at,
         "best/eval/loss": trainer.progress.best_eval_loss,
         "best/step": trainer.progress.best_eval_step,
         "perf/tokens_per_s": statistics.median(speeds) if speeds else None,
@@ -218,7 +223,8 @@ def _summary(trainer: Trainer) -> dict[str, Any]:
 
 def _result(run_dir: Path, summary: dict[str, Any], signal: int | None = None) -> RunResult:
     score = summary.get("eval/loss", summary.get("train/loss", math.inf))
-    return RunResult(run_dir, summary["status"], score if summary["status"] == "ok" else math.inf, summary, signal)
+    scored = summary["status"] in ("ok", "paused")
+    return RunResult(run_dir, summary["status"], score if scored else math.inf, summary, signal)
 
 
 def load(run_dir: str | Path, which: str = "newest") -> LoadedRun:
@@ -249,31 +255,23 @@ def load(run_dir: str | Path, which: str = "newest") -> LoadedRun:
     return LoadedRun(model, load_tokenizer(tokenizer) if tokenizer.exists() else None, cfg, saved.step)
 
 
-def _finished(saved: checkpoint.Checkpoint, cfg: DictConfig, run_dir: Path) -> RunResult | None:
+def _finished(saved: checkpoint.Checkpoint, cfg: DictConfig, run_dir: Path, until: int | None) -> RunResult | None:
     """The result of a run of which nothing is left to do, or None."""
     if saved.step > cfg.train.steps:
         raise ConfigError(f"train.steps={cfg.train.steps}: {run_dir} has done {saved.step} steps already")
     summary = run_dir / "summary.json"
-    if saved.step < cfg.train.steps or not summary.exists():
+    if not summary.exists():
         return None
     content = json.loads(summary.read_text())
-    if content["status"] != "ok":
+    if until is not None and content["status"] == "paused" and content["step"] == min(until, cfg.train.steps):
+        return _result(run_dir, content)
+    if saved.step < cfg.train.steps or content["status"] != "ok":
         return None
     print(f"{run_dir} is finished: {saved.step} steps of train.steps={cfg.train.steps}. A larger train.steps goes on.")
     return _result(run_dir, content)
 
 
-def build(node: Any) -> Any:
-    """What a node of the configuration describes, with plain containers; a constructor's `ConfigError` as it is."""
-    try:
-        return instantiate(node, _convert_="all")
-    except InstantiationException as error:
-        if isinstance(error.__cause__, ConfigError):
-            raise error.__cause__ from None
-        raise
-
-
-def _build_source(cfg: DictConfig) -> Source:
+def build_source(cfg: DictConfig) -> Source:
     return build(cfg.data)(tokenizer=build(cfg.tokenizer))
 
 

@@ -69,7 +69,7 @@ def _kinds(roots: list[Path]) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for root in roots:
         for group in conf.groups(root):
-            if group.split("/")[0] == "hydra":
+            if group == "hydra":
                 continue
             for kind, file in conf.kinds(root, group).items():
                 found.setdefault(group, {}).setdefault(kind, conf.describe(file))

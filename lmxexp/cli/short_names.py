@@ -33,6 +33,8 @@ def expand(override: str) -> str:
     if match is None:
         return override
     names, op, rest = short_names(), match["op"] or "", match["rest"] or ""
+    if match["head"] == "tune" and rest.startswith("=") and not rest.startswith("={"):
+        return f"{op}tune.key{rest}"  # tune=optim.learning_rate
     if match["head"] not in names:
         return override
     if rest.startswith("."):

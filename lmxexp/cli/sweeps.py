@@ -1,9 +1,34 @@
-"""The directories of a sweep's points: named by what differs between them."""
+"""What the command line says of a sweep: its name, and the names of its points' directories."""
 
 from __future__ import annotations
 
+import os
+import re
+
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+
+from lmxexp.cli.errors import refuse
+
+
+def named(overrides: list[str]) -> list[str]:
+    """``sweep=NAME`` as the directory ``outputs/sweeps/NAME``; a command that is given again finds its points there.
+
+    Raises:
+        ConfigError: a name that is no name of a directory.
+    """
+    result = []
+    for text in overrides:
+        key, equals, name = text.partition("=")
+        if key.lstrip("+") != "sweep" or not equals or name.startswith("{"):
+            result.append(text)
+            continue
+        if not re.fullmatch(r"[\w.+@-]+", name) or name in (".", ".."):
+            refuse(
+                f"{text}: a sweep's name has letters, digits and any of . _ + @ -; for a path say hydra.sweep.dir=DIR"
+            )
+        result.append(f"hydra.sweep.dir={os.environ.get('LMXEXP_OUTPUTS', 'outputs')}/sweeps/{name}")
+    return result
 
 
 def directory_names(overrides: list[str]) -> str:

@@ -20,18 +20,19 @@ from lmxexp.cli.signature import Built, fits, locate, parameters, say, takes_tex
 _HYDRA_KEYS = ("_target_", "_partial_", "_args_", "_convert_", "_recursive_")
 
 
-def check(cfg: DictConfig, overrides: Iterable[str] = ()) -> None:
+def check(cfg: DictConfig, overrides: Iterable[str] = (), *, also: tuple[str, ...] = ()) -> None:
     """Refuse a configuration that cannot work.
 
     Args:
         cfg: composed and unresolved.
         overrides: what the user asked for; a setting among them that nothing reads is refused too.
+        also: nodes that are read beside those of a run.
 
     Raises:
         ConfigError: all the mistakes: unknown settings, wrong types, missing values, targets that cannot be imported,
             interpolations that point nowhere, settings that would be ignored.
     """
-    read = ReadSettings(cfg)
+    read = ReadSettings(cfg, (*ROOTS, *PLAIN, *also))
     # One mistake of the user's reaches many nodes: it is told once, under the key where it is written.
     problems: dict[str, str] = {}
     for key in ("seed", *ROOTS):

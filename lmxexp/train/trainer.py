@@ -105,6 +105,7 @@ class Trainer:
         self.compute_dtype = DTYPES[precision] if precision == "mixed" else None
         self.precision = precision
         self.progress = Progress()
+        self.paused_at: dict[str, float] = {}  # the evaluation where `fit` paused
         self.history: list[dict[str, float]] = []  # what was logged, of a resumed run from its beginning
         self.clock = StepClock()
         self.signals = StopSignals()
@@ -128,8 +129,12 @@ class Trainer:
     def checkpoints(self) -> Path:
         return self.run_dir / "checkpoints"
 
-    def fit(self) -> str:
-        """Train to the end. Returns ``ok`` or, after SIGTERM or Ctrl-C and a checkpoint, ``stopped``.
+    def fit(self, until: int | None = None) -> str:
+        """Train to the end, or to step ``until`` if that comes before it.
+
+        Returns:
+            ``ok``; ``paused`` after ``until`` steps, with a checkpoint and an evaluation in ``paused_at``; ``stopped``
+            after SIGTERM or Ctrl-C, with a checkpoint.
 
         Raises:
             DivergedError: the loss became NaN or infinite.
@@ -150,7 +155,8 @@ class Trainer:
                 if self.progress.unlogged is not None:  # stopped between a step and its line in the log
                     self._report(self.progress.unlogged)
                 batch = self.source.batch(self.step)
-                while self.step < self.settings.steps:
+                end = self.settings.steps if until is None else min(until, self.settings.steps)
+                while self.step < end:
                     self._stop_if_asked()
                     start = time.perf_counter()
                     scalars = train_step(batch)
@@ -160,10 +166,21 @@ class Trainer:
                     mx.eval(scalars)
                     self.clock.add(time.perf_counter() - start)
                     self._after_step(scalars, limit_gb)
+                if self.step < self.settings.steps:
+                    self._pause()
+                    return "paused"
             except _Stopped:
                 self.save_checkpoint()
                 return "stopped"
         return "ok"
+
+    def _pause(self) -> None:
+        # The evaluation is no part of the run: its log and its best checkpoint stay those of one that never paused.
+        metrics = self.evaluator(should_stop=lambda: self.signals.received is not None)
+        if metrics is None:
+            raise _Stopped
+        self.paused_at = metrics
+        self.save_checkpoint()
 
     def _after_step(self, scalars: dict[str, mx.array], limit_gb: float | None) -> None:
         self.progress.step += 1

@@ -1,5 +1,6 @@
 """The command line in this process, with a stand-in for training: what is tested here ends where training begins."""
 
+import json
 import logging
 import os
 import subprocess
@@ -13,6 +14,8 @@ from hydra.core.singleton import Singleton
 from omegaconf import DictConfig, OmegaConf
 
 from lmxexp.__main__ import main
+from lmxexp.identity import identity
+from lmxexp.sweep.prepare import Preparation
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,6 +28,7 @@ class Result:
     status: str = "ok"
     score: float = 1.5
     signal: int | None = None
+    summary: dict = field(default_factory=dict)
 
 
 @dataclass
@@ -44,12 +48,13 @@ class CommandLine:
         self.out, self.err = self.capsys.readouterr()
         return code
 
-    def run(self, cfg: DictConfig, run_dir: Path) -> Result:
+    def run(self, cfg: DictConfig, run_dir: Path, until: int | None = None) -> Result:
         self.runs.append(cfg)
         self.argvs.append(list(sys.argv))
         # What a run leaves for `resume`.
         (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
-        (run_dir / "run.json").write_text("{}")
+        identity = OmegaConf.select(cfg, "sweep.identity")
+        (run_dir / "run.json").write_text(json.dumps({"identity": identity}))
         (run_dir / ".hydra").mkdir(exist_ok=True)
         OmegaConf.save(cfg, run_dir / ".hydra" / "config.yaml")
         OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
@@ -65,6 +70,11 @@ def cli(monkeypatch, tmp_path, capsys):
     stand_in = types.ModuleType("lmxexp.run")
     stand_in.run = line.run
     monkeypatch.setitem(sys.modules, "lmxexp.run", stand_in)
+    # Of a sweep's points, what needs data and models to be built.
+    monkeypatch.setattr(
+        Preparation, "identity", lambda self, cfg: identity(OmegaConf.to_container(cfg, resolve=True), "")
+    )
+    monkeypatch.setattr(Preparation, "try_out", lambda self, cfg: None)
     instances, path, handlers = dict(Singleton._instances), list(sys.path), list(logging.getLogger().handlers)
     yield line
     Singleton._instances.clear()

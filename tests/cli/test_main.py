@@ -1,3 +1,4 @@
+import csv
 import importlib
 import math
 import signal
@@ -104,7 +105,7 @@ def test_a_sweep_goes_on_after_a_failure_and_says_so(cli, tmp_path):
     assert (
         cli("train.steps=3", "hydra.sweep.dir=sweep", "-m", "attention=mha,mqa", "model/norm=rmsnorm", "seed=1,2") == 1
     )
-    assert [(c.choice.attention, c.seed, c.sweep) for c in cli.runs] == [
+    assert [(c.choice.attention, c.seed, c.sweep.name) for c in cli.runs] == [
         (kind, seed, "sweep") for kind in ("mha", "mqa") for seed in (1, 2)
     ]
     directories = sorted(p.name for p in (tmp_path / "sweep").iterdir() if p.is_dir())
@@ -114,25 +115,34 @@ def test_a_sweep_goes_on_after_a_failure_and_says_so(cli, tmp_path):
         "2_attention=mqa,seed=1",
         "3_attention=mqa,seed=2",
     ]
-    lines = [line for line in cli.out.splitlines() if line.startswith("#")]
-    assert [line.split()[1] for line in lines] == ["ok", "diverged", "failed", "failed"]
-    assert "score=1.25" in lines[0]
-    assert "attention=mha" in lines[0]
-    assert lines[0].endswith(str(tmp_path / "sweep" / directories[0]))
-    log = cli.out[: cli.out.index("#0 ok")]
+    log, _, table = cli.out.partition("reason")
     assert "no mqa today" in log, "said at once"
+    rows = [line.split() for line in table.splitlines()[2:6]]
+    assert [row[3] for row in rows] == ["ok", "diverged", "failed", "failed"]
+    assert rows[0] == ["0", "attention=mha", "seed=1", "ok", "1.2500"]
+    assert rows[2][4:] == ["no", "mqa", "today"]
+    with (tmp_path / "sweep" / "points.csv").open() as file:
+        points = list(csv.DictReader(file))
+    assert [(p["attention"], p["seed"], p["status"]) for p in points] == [
+        ("mha", "1", "ok"),
+        ("mha", "2", "diverged"),
+        ("mqa", "1", "failed"),
+        ("mqa", "2", "failed"),
+    ]
+    assert (tmp_path / "sweep" / directories[2] / "console.log").read_text().strip() == "lmxexp: error: no mqa today"
 
 
 def test_a_sweep_that_works(cli):
     assert cli("-m", "seed=1,2") == 0, cli.err
-    assert cli.out.count("score=1.5") == 2
+    assert cli.out.count("score 1.5000") == 2
 
 
 def test_a_signal_ends_the_whole_sweep(cli):
     cli.behave = lambda cfg, run_dir: Result(run_dir, "stopped", math.inf, signal.SIGINT)
     assert cli("-m", "seed=1,2,3") == 130
     assert len(cli.runs) == 1
-    assert cli.out.count("stopped") == 1
+    assert "[1/3] stopped  seed=1" in cli.out
+    assert cli.out.count("not run") == 2
 
 
 def test_a_kind_that_does_not_exist_stops_a_sweep_before_it_starts(cli):

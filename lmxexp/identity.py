@@ -1,0 +1,47 @@
+"""What makes two runs the same run: all that their numbers depend on, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+LENGTH = 16
+"""Hexadecimal digits: 64 bits. Among a million runs two share an identity with probability 3e-8."""
+
+_LEFT_OUT = frozenset(
+    # Names, places and reports; and how a sweep came by the configuration, which is what counts.
+    ("name", "tags", "resume", "choice", "logger", "debug", "sweep", "match", "tune")
+)
+_LEFT_OUT_OF_TRAIN = frozenset(("keep", "memory_limit_gb", "self_test"))
+"""Can end a run, or take disk space; cannot change a number."""
+
+
+def identity(config: Mapping[str, Any], fingerprint: str) -> str:
+    """A hash of a run's resolved configuration and of its data.
+
+    Args:
+        config: resolved, plain containers.
+        fingerprint: of the data, `lmxexp.interfaces.Source.fingerprint`. It stands for the files: their paths, in the
+            nodes ``data`` and ``tokenizer``, are left out.
+    """
+    kept = {key: _kept(key, value) for key, value in config.items() if key not in _LEFT_OUT}
+    text = json.dumps([kept, fingerprint], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:LENGTH]
+
+
+def _kept(group: str, node: Any) -> Any:
+    if group == "train" and isinstance(node, Mapping):
+        return {key: value for key, value in node.items() if key not in _LEFT_OUT_OF_TRAIN}
+    if group in ("data", "tokenizer"):
+        return _without_paths(node)
+    return node
+
+
+def _without_paths(node: Any) -> Any:
+    if isinstance(node, Mapping):
+        return {
+            k: _without_paths(v) for k, v in node.items() if not (k == "path" or str(k).endswith(("_path", "_dir")))
+        }
+    return node

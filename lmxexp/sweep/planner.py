@@ -1,0 +1,189 @@
+"""The plan of a sweep: every point composed, checked, matched in budget and named before the first one starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from lmxexp.cli import errors
+from lmxexp.cli.validate import check
+from lmxexp.compose import complete
+from lmxexp.sweep.ledger import Entry, Ledger
+from lmxexp.sweep.points import Line, directory_name, varying
+from lmxexp.sweep.prepare import Preparation
+
+SWEEP_NODES = ("sweep", "match", "tune")
+"""What the sweep reads of a configuration, and a run does not."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A point that is ready to run."""
+
+    line: Line
+    cfg: DictConfig
+    """Whole, with the node ``hydra``."""
+    entry: Entry
+
+    @property
+    def steps(self) -> int:
+        return self.cfg.train.steps
+
+
+class Planner:
+    """Makes points of lines of overrides.
+
+    Args:
+        compose: a line's configuration, with the node ``hydra``.
+        ledger: of the sweep; new points are added to it.
+        mode: how the sweep chooses its points: grid, random, halving.
+    """
+
+    def __init__(self, compose: Callable[[Sequence[str]], DictConfig], ledger: Ledger, mode: str):
+        self._compose_line, self._ledger, self._mode = compose, ledger, mode
+        self._preparation = Preparation()
+        self.match: dict[str, Any] | None = None
+        self.tune: dict[str, Any] | None = None
+
+    def plan(self, lines: list[Line]) -> list[Planned]:
+        """The points, in the order of the lines; lines that come to the same run are one point.
+
+        Raises:
+            ConfigError: all that is wrong, with any of the points.
+        """
+        problems = _Problems(len(lines))
+        first = self._compose(lines[0])
+        if first.tune.key is not None:
+            lines = self._tuned(lines, first)
+        differing = varying(lines)
+        points: list[tuple[Line, Line, DictConfig]] = []
+        for line, own in zip(lines, differing, strict=True):
+            with problems.of(own):
+                cfg = self._compose(line)
+                _set_names(cfg, own, self._ledger.directory.name, self._mode)
+                check(_task(cfg), line, also=SWEEP_NODES)
+                self._preparation.identity(_task(cfg))
+                points.append((line, own, cfg))
+        problems.refuse()
+        solved = self._match(points)
+        planned: dict[str, Planned] = {}
+        for (line, own, cfg), (before, solution) in zip(points, solved, strict=True):
+            with problems.of(own):
+                self._preparation.try_out(_task(cfg))
+                identity = self._preparation.identity(_task(cfg))
+                if identity not in planned:
+                    entry = self._ledger.find(identity) or Entry(-1, "", identity, own, before, **solution)
+                    planned[identity] = Planned(line, cfg, entry)
+        problems.refuse()
+        return [self._register(point) for point in planned.values()]
+
+    def _compose(self, line: Line) -> DictConfig:
+        cfg = self._compose_line(line)
+        HydraConfig.instance().set_config(cfg.copy())  # the values of ${hydra:…}; makes what it is given read-only
+        task = complete(_task(cfg), OmegaConf.to_container(cfg.hydra.runtime.choices))
+        with open_dict(task):
+            task["hydra"] = cfg.hydra
+        return task
+
+    def _register(self, point: Planned) -> Planned:
+        entry = point.entry
+        if entry.num < 0:
+            num = self._ledger.next_num()
+            entry = replace(entry, num=num, dir=directory_name(num, entry.overrides))
+            self._ledger.add(entry)
+        with open_dict(point.cfg):
+            point.cfg.sweep.identity = entry.identity
+        return replace(point, entry=entry)
+
+    def _tuned(self, lines: list[Line], first: DictConfig) -> list[Line]:
+        from lmxexp.build import build
+        from lmxexp.sweep.tune import bracket, expand
+
+        check(_task(first), lines[0], also=SWEEP_NODES)
+        tune = build(first.tune)
+        values = bracket(tune, _task(first))
+        self.tune = {"key": tune.key, "values": list(values)}
+        return expand(lines, tune, values)
+
+    def _match(self, points: list[tuple[Line, Line, DictConfig]]) -> list[tuple[str, dict[str, Any]]]:
+        """Of each point its identity so far and what is solved for; the solution is put into its configuration."""
+        from lmxexp.build import build
+        from lmxexp.sweep.match import Candidate, solve
+
+        before = [self._preparation.identity(_task(cfg)) for _, _, cfg in points]
+        match = build(_task(points[0][2]).match)
+        if match is None:
+            return [(identity, {}) for identity in before]
+        self.match = match.record
+        known = [self._ledger.solved(identity) for identity in before]
+        new = [i for i, entry in enumerate(known) if entry is None]
+        candidates = [Candidate(tuple(points[i][0]), _task(points[i][2])) for i in new]
+        compose = lambda line: _task(self._compose(list(line)))
+        solutions = dict(zip(new, solve(match, candidates, compose) if candidates else [], strict=True))
+        result = []
+        for i, ((_, _, cfg), entry) in enumerate(zip(points, known, strict=True)):
+            solution = entry or solutions[i]
+            for key, value in solution.adjusted.items():
+                OmegaConf.update(cfg, key, value)
+            result.append((before[i], {"adjusted": dict(solution.adjusted), "budget": solution.budget}))
+        return result
+
+
+def _task(cfg: DictConfig) -> DictConfig:
+    """The configuration without the node ``hydra``, as a run gets it."""
+    task = cfg.copy()
+    with open_dict(task):
+        task.pop("hydra", None)
+    return task
+
+
+def _set_names(cfg: DictConfig, own: Line, sweep: str, mode: str) -> None:
+    """A point goes by what distinguishes it."""
+    if cfg.sweep.on_failure not in ("continue", "stop"):
+        errors.refuse(f"sweep.on_failure={cfg.sweep.on_failure}: expected one of continue, stop")
+    with open_dict(cfg):
+        cfg.sweep = {**cfg.sweep, "name": sweep, "mode": mode, "overrides": own, "until": None}
+        if own:
+            cfg.name = " ".join(own)
+
+
+class _Problems:
+    """Collects the mistakes of all points; one that all share is told once."""
+
+    def __init__(self, n_points: int):
+        self._n_points = n_points
+        self._points: dict[str, list[str]] = {}
+        self._point = ""
+
+    def of(self, line: Sequence[str]) -> _Problems:
+        self._point = " ".join(line)
+        return self
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        if error is None or not errors.is_config_error(error):
+            return False  # what Hydra cannot compose is explained by who called it
+        texts = [line.strip() for line in str(error).splitlines() if not line.endswith("settings cannot work:")]
+        for text in texts:
+            self._points.setdefault(text, []).append(self._point)
+        return True
+
+    def refuse(self) -> None:
+        if self._points:
+            errors.refuse([self._told(text, points) for text, points in self._points.items()])
+
+    def _told(self, text: str, points: list[str]) -> str:
+        if len(points) == self._n_points or not points[0]:
+            return text
+        more = f" and {len(points) - 1} more points" if len(points) > 1 else ""
+        return f"{points[0]}{more}: {text}"
+
+
+def sweep_directory(config: DictConfig) -> Path:
+    return Path(str(config.hydra.sweep.dir)).absolute()

@@ -1,0 +1,141 @@
+"""One point of a sweep: run it unless it has its result, and leave word of how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from lmxexp.cli import errors
+from lmxexp.cli.validate import check
+from lmxexp.compose import complete
+from lmxexp.sweep.ledger import CONSOLE_FILE, STOP_FILE, Outcome, locked, read_outcome, write_outcome
+from lmxexp.sweep.planner import SWEEP_NODES
+from lmxexp.sweep.prepare import Preparation
+
+
+def run_point(cfg: DictConfig, hydra: Any, run_dir: Path, *, traceback: bool = False) -> Outcome:
+    """Run a point, or go on with it where its process was stopped or killed.
+
+    A point that has its result is not run again. What it prints goes to ``console.log`` in its directory: the terminal
+    shows the sweep.
+
+    Args:
+        cfg: composed, without ``hydra``; of our sweepers planned, of others as Hydra composed it.
+        hydra: Hydra's own node.
+        run_dir: of the point.
+        traceback: whether to print the whole traceback of an error.
+
+    Returns:
+        How it ended. Never raises an ``Exception``.
+    """
+    overrides = list((cfg.get("sweep") or {}).get("overrides") or hydra.overrides.task)
+    outcome = Outcome("", "failed", overrides=overrides, exit_code=1)
+    began = time.monotonic()
+    try:
+        cfg = _prepared(cfg, hydra)
+        outcome = replace(outcome, identity=cfg.sweep.identity)
+        with locked(run_dir / ".lock", who=f"the point {run_dir}"):
+            before = read_outcome(run_dir)
+            if before is not None and before.identity not in ("", outcome.identity):
+                errors.refuse(f"{run_dir} holds another point: give the sweep another name, sweep=NAME")
+            if before is not None and before.final:
+                return before
+            if (run_dir.parent / STOP_FILE).exists():
+                return replace(
+                    outcome, status="stopped", error="another point failed (sweep.on_failure=stop)", exit_code=1
+                )
+            if before is not None:
+                outcome = replace(outcome, attempt=before.attempt + 1, rungs=before.rungs, seconds=before.seconds)
+            write_outcome(run_dir, replace(outcome, status="running", exit_code=0))
+            with _output_to(run_dir / CONSOLE_FILE):
+                try:
+                    outcome = _run(cfg, run_dir, outcome)
+                except Exception as error:
+                    outcome = replace(outcome, error=_describe(error, run_dir, traceback))
+            outcome = replace(outcome, seconds=outcome.seconds + time.monotonic() - began)
+            write_outcome(run_dir, outcome)
+    except Exception as error:  # before it began
+        outcome = replace(outcome, error=errors.describe(error))
+        if read_outcome(run_dir) is None:
+            write_outcome(run_dir, outcome)
+    if outcome.exit_code and outcome.status != "stopped" and (cfg.get("sweep") or {}).get("on_failure") == "stop":
+        (run_dir.parent / STOP_FILE).touch()
+    return outcome
+
+
+def _prepared(cfg: DictConfig, hydra: Any) -> DictConfig:
+    """The configuration with its identity; a sweeper that is not ours has planned nothing."""
+    if (cfg.get("sweep") or {}).get("identity"):
+        return cfg
+    cfg = complete(cfg, hydra.runtime.choices)
+    typed = list(hydra.overrides.task)
+    check(cfg, typed, also=SWEEP_NODES)
+    for key in ("match", "tune.key"):
+        if OmegaConf.select(cfg, key) is not None:
+            errors.refuse(
+                f"{key.partition('.')[0]} goes with hydra/sweeper=grid, random or halving, which plan all points"
+            )
+    mode = str(hydra.sweeper.get("_target_", "")).rpartition(".")[2].removesuffix("Sweeper").lower() or "sweep"
+    with open_dict(cfg):
+        own = {"name": Path(hydra.sweep.dir).name, "mode": mode, "overrides": typed, "until": None}
+        cfg.sweep = {**cfg.sweep, **own, "identity": Preparation().identity(cfg)}
+        cfg.name = " ".join(typed) or cfg.name
+    return cfg
+
+
+def _run(cfg: DictConfig, run_dir: Path, outcome: Outcome) -> Outcome:
+    from lmxexp import run_files
+    from lmxexp.run import run
+
+    if (run_dir / "run.json").is_file():
+        known = run_files.load_record(run_dir).get("identity")
+        if known != outcome.identity:
+            errors.refuse(f"{run_dir} holds another run ({known}): give the sweep another name, sweep=NAME")
+        with open_dict(cfg):
+            cfg.resume = str(run_dir)
+    result = run(cfg, run_dir=run_dir, until=cfg.sweep.get("until"))
+    codes = {"ok": 0, "paused": 0, "stopped": 128 + (result.signal or signal.SIGTERM)}
+    step = result.summary.get("step")
+    rungs = {**outcome.rungs, **({str(step): result.score} if result.status == "paused" else {})}
+    return replace(
+        outcome,
+        status=result.status,
+        score=result.score,
+        error=result.summary.get("error"),
+        exit_code=codes.get(result.status, 1),
+        step=step,
+        rungs=rungs,
+    )
+
+
+def _describe(error: Exception, run_dir: Path, traceback: bool) -> str:
+    file = None if errors.is_config_error(error) else errors.write_traceback(error, run_dir)
+    message = errors.describe(error, Path(file.name) if file else None)
+    errors.report(message, error if traceback else None)
+    return message
+
+
+@contextlib.contextmanager
+def _output_to(path: Path) -> Iterator[None]:
+    """What is printed and logged goes to a file."""
+    streams = (sys.stdout, sys.__stdout__, sys.stderr, sys.__stderr__)
+    with path.open("a", encoding="utf-8", buffering=1) as file:
+        handlers = [
+            h for h in logging.getLogger().handlers if isinstance(h, logging.StreamHandler) and h.stream in streams
+        ]
+        before = [h.setStream(file) for h in handlers]
+        try:
+            with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+                yield
+        finally:
+            for handler, stream in zip(handlers, before, strict=True):
+                handler.setStream(stream)

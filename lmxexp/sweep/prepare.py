@@ -1,0 +1,65 @@
+"""What is checked and learned of every point before the first one starts."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+
+class Preparation:
+    """Builds of each point what shows its mistakes, but no weights; what several points share is built once.
+
+    After it, each point's data exists, its tokens are in the cache, and its model and optimizer can be constructed.
+    """
+
+    def __init__(self) -> None:
+        self._sources: dict[str, tuple[str, int]] = {}
+        self._built: set[str] = set()
+
+    def identity(self, cfg: DictConfig) -> str:
+        """The point's identity, see `lmxexp.identity`.
+
+        Raises:
+            ConfigError, OSError: data that cannot be had.
+        """
+        from lmxexp.identity import identity
+
+        config: Any = OmegaConf.to_container(cfg, resolve=True)
+        return identity(config, self._source(cfg, config)[0])
+
+    def try_out(self, cfg: DictConfig) -> None:
+        """Construct the point's parts.
+
+        Raises:
+            ConfigError: sizes or kinds that do not fit together.
+        """
+        from lmxexp.build import build
+        from lmxexp.optim.build import build_optimizer
+        from lmxexp.train.random_state import get_random_state, set_random_state
+
+        config: Any = OmegaConf.to_container(cfg, resolve=True)
+        parts = {key: config[key] for key in ("model", "train", "optim", "schedule", "loss")}
+        key = json.dumps(parts, sort_keys=True, default=str)
+        if key in self._built:
+            return
+        cfg = copy.deepcopy(cfg)  # instantiate resolves interpolations in place
+        random_state = get_random_state()
+        build(cfg.train)
+        build(cfg.model.net)(vocab_size=self._source(cfg, config)[1])  # arrays are made when they are looked at: never
+        build_optimizer(build(cfg.optim), build(cfg.schedule))
+        build(cfg.loss)
+        set_random_state(random_state)
+        self._built.add(key)
+
+    def _source(self, cfg: DictConfig, config: dict[str, Any]) -> tuple[str, int]:
+        """Fingerprint and vocabulary."""
+        from lmxexp.run import build_source
+
+        key = json.dumps([config["data"], config["tokenizer"]], sort_keys=True, default=str)
+        if key not in self._sources:
+            source = build_source(copy.deepcopy(cfg))
+            self._sources[key] = source.fingerprint, source.vocab_size
+        return self._sources[key]

@@ -1,0 +1,125 @@
+"""What a sweep says at its end: every point in a table, in ``points.csv``, and the comparison of its arms."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lmxexp.sweep.ledger import OUTCOME_FILE, Outcome, read_outcome
+from lmxexp.sweep.progress import STYLE
+
+POINTS_FILE = "points.csv"
+
+_NOT_REPEATABLE = ("seconds", "perf/", "mem/", "status", "error")
+"""Entries of a summary that a repetition does not give again to the bit, or that stand in columns of their own."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A point at the end of a sweep."""
+
+    num: int
+    run_dir: Path
+    overrides: Sequence[str]
+    outcome: Outcome | None
+
+    @property
+    def status(self) -> str:
+        return self.outcome.status if self.outcome else "not run"
+
+
+def rows_of(directory: Path, planned: Sequence[Any] | None) -> list[Row]:
+    """The points of a command.
+
+    Args:
+        directory: of the sweep.
+        planned: by a sweeper of ours; None: every point with an outcome in the directory.
+    """
+    if planned is not None:
+        entries = [(p.entry.num, directory / p.entry.dir, p.entry.overrides) for p in planned]
+        return [Row(num, path, overrides, read_outcome(path)) for num, path, overrides in entries]
+    found = []
+    for path in directory.glob(f"*/{OUTCOME_FILE}"):
+        number, outcome = path.parent.name.partition("_")[0], read_outcome(path.parent)
+        if outcome is not None:
+            found.append(Row(int(number) if number.isdigit() else -1, path.parent, outcome.overrides, outcome))
+    return sorted(found, key=lambda row: row.num)
+
+
+def exit_code(rows: Sequence[Row]) -> int:
+    """0 if every point has a result and none failed, 1 otherwise; that of the signal which stopped the sweep."""
+    codes = [row.outcome.exit_code if row.outcome else 1 for row in rows]
+    signals = [code for code in codes if code > 1]
+    return signals[0] if signals else max(codes, default=0)
+
+
+def write_points(directory: Path, rows: Sequence[Row]) -> Path:
+    """``points.csv``: what each point came to, as far as a repetition comes to the same to the bit."""
+    records = []
+    for row in rows:
+        summary = _summary(row.run_dir)
+        metrics = {k: v for k, v in summary.items() if not k.startswith(_NOT_REPEATABLE)}
+        score = row.outcome.score if row.outcome else math.inf
+        records.append(
+            {
+                "point": row.num,
+                **_by_key(row.overrides),
+                "status": row.status,
+                "score": repr(score),
+                "reason": (row.outcome.error if row.outcome else None) or "",
+                **metrics,
+            }
+        )
+    columns = list(dict.fromkeys(key for record in records for key in record))
+    path = directory / POINTS_FILE
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows(records)
+    os.replace(temporary, path)
+    return path
+
+
+def show(directory: Path, rows: Sequence[Row]) -> None:
+    """Print the points, best first, and the comparison of the arms where there is more than one."""
+    console = Console(width=None if os.isatty(1) else 120, highlight=False)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
+    for column in ("#", "point", "status", "score", "reason"):
+        table.add_column(column, justify="right" if column in ("#", "score") else "left", overflow="fold")
+    by_score = lambda row: (row.status != "ok", row.outcome.score if row.outcome else math.inf)
+    for row in sorted(rows, key=by_score):
+        outcome = row.outcome
+        table.add_row(
+            str(row.num),
+            Text(" ".join(row.overrides)),
+            Text(row.status, style=STYLE.get(row.status, "")),
+            f"{outcome.score:.4f}" if outcome and math.isfinite(outcome.score) else "",
+            Text((outcome.error if outcome else None) or ""),
+        )
+    console.print(table)
+    place = os.path.relpath(directory)
+    console.print(Text(str(directory) if place.startswith("..") else place, style="dim"), soft_wrap=True)
+
+
+def _by_key(overrides: Sequence[str]) -> dict[str, str]:
+    pairs = (text.partition("=") for text in overrides)
+    return {key: value for key, _, value in pairs}
+
+
+def _summary(run_dir: Path) -> dict[str, Any]:
+    try:
+        return json.loads((run_dir / "summary.json").read_text())
+    except (OSError, ValueError):
+        return {}

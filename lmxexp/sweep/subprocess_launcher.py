@@ -1,0 +1,167 @@
+"""Every point of a sweep in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict
+
+from lmxexp.cli.errors import refuse
+from lmxexp.sweep.ledger import CONSOLE_FILE, PointProcessError
+
+_GRACE_SECONDS = 60.0
+"""For a stopped point to write its last checkpoint."""
+
+
+class SubprocessLauncher(Launcher):
+    """A fresh process for each point, ``n_jobs`` at a time.
+
+    A point that is killed (for its memory, say) leaves the others alone, and peak memory is the point's own. A process
+    costs about two seconds to start. What it prints is in ``console.log`` of the point's directory. When the sweep is
+    stopped or killed, its points write a checkpoint and stop too.
+
+    Args:
+        n_jobs: processes at a time; each gets its share of the CPU's cores for matrix products.
+        timeout: seconds after which a point is killed; None: none.
+    """
+
+    config: DictConfig
+    hydra_context: HydraContext
+    task_function: TaskFunction
+
+    def __init__(self, n_jobs: int = 1, timeout: float | None = None):
+        if n_jobs < 1:
+            refuse(f"hydra.launcher.n_jobs={n_jobs} must be at least 1")
+        if timeout is not None and timeout <= 0:
+            refuse(f"hydra.launcher.timeout={timeout} must be a positive number of seconds, or null")
+        self.n_jobs, self.timeout = n_jobs, timeout
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._stopping = threading.Event()
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        setup_globals()
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
+        jobs = [self._compose(initial_job_idx + i, list(line)) for i, line in enumerate(job_overrides)]
+        with _terminated_by_signals(), ThreadPoolExecutor(self.n_jobs) as pool:
+            try:
+                return list(pool.map(self._run, jobs))
+            except BaseException:
+                self._stop(pool)
+                raise
+
+    def _compose(self, index: int, line: list[str]) -> DictConfig:
+        cfg = self.hydra_context.config_loader.load_sweep_config(self.config, line)
+        with open_dict(cfg):
+            cfg.hydra.job.id, cfg.hydra.job.num = str(index), index
+        return cfg
+
+    def _run(self, cfg: DictConfig) -> JobReturn:
+        """One point, start to end, in a thread that waits for its process."""
+        run_dir = _run_dir(cfg)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        job, answer = run_dir / ".job.pickle", run_dir / ".answer.pickle"
+        answer.unlink(missing_ok=True)
+        content = (Singleton.get_state(), self.hydra_context.callbacks, self.task_function, cfg)
+        job.write_bytes(cloudpickle.dumps(content))
+        try:
+            code = self._wait(job, answer, run_dir)
+            if answer.is_file():
+                return pickle.loads(answer.read_bytes())
+            failed = JobReturn(overrides=list(cfg.hydra.overrides.task), cfg=cfg, status=JobStatus.FAILED)
+            failed.return_value = PointProcessError(_end(code, self.timeout))
+            return failed
+        finally:
+            job.unlink(missing_ok=True)
+            answer.unlink(missing_ok=True)
+
+    def _wait(self, job: Path, answer: Path, run_dir: Path) -> int | None:
+        """The process's exit code; None if it took too long."""
+        if self._stopping.is_set():
+            return -signal.SIGTERM
+        command = [sys.executable, "-m", "lmxexp.sweep.worker", str(job), str(answer)]
+        with (run_dir / CONSOLE_FILE).open("ab") as output:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=self._environment()
+            )
+        self._running.add(process)
+        try:
+            return process.wait(self.timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            return None
+        finally:
+            self._running.discard(process)
+
+    def _environment(self) -> dict[str, str]:
+        path = os.pathsep.join([*(p or os.getcwd() for p in sys.path)])  # modules of the user's own, as they are here
+        threads = str(max(1, (os.cpu_count() or 1) // self.n_jobs))
+        shared = {"OPENBLAS_NUM_THREADS": threads} if self.n_jobs > 1 else {}
+        return {**shared, **os.environ, "PYTHONPATH": path, "LMXEXP_PARENT": str(os.getpid())}
+
+    def _stop(self, pool: ThreadPoolExecutor) -> None:
+        self._stopping.set()
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in list(self._running):
+            process.send_signal(signal.SIGTERM)
+        for process in list(self._running):
+            try:
+                process.wait(_GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _run_dir(cfg: DictConfig) -> Path:
+    from hydra.core.hydra_config import HydraConfig
+
+    HydraConfig.instance().set_config(cfg)  # for ${hydra:…} in the names of directories
+    return Path(str(cfg.hydra.sweep.dir)).absolute() / str(cfg.hydra.sweep.subdir)
+
+
+def _end(code: int | None, timeout: float | None) -> str:
+    if code is None:
+        return f"took more than {timeout:g} s (hydra.launcher.timeout)"
+    if code >= 0:
+        return f"its process ended with exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = "unknown"
+    hint = ": out of memory, perhaps" if -code == signal.SIGKILL else ""
+    return f"its process was killed by signal {-code} ({name}){hint}"
+
+
+@contextmanager
+def _terminated_by_signals() -> Iterator[None]:
+    """SIGTERM ends this process as Ctrl-C does: by an exception, so that its children are told."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
