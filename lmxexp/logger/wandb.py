@@ -7,26 +7,18 @@ import json
 import logging
 import os
 import sys
-import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from lmxexp.interfaces import ConfigError, RunInfo
 from lmxexp.logger.jsonl import FILE_NAME, read_metrics
 from lmxexp.logger.wandb_file import WandbFile, read_wandb_file
+from lmxexp.logger.wandb_start import NAME_LENGTH, logged_in, set_up, tear_down, wanted_mode, within
 
 _log = logging.getLogger(__name__)
 
-_MODES: dict[str, Literal["online", "offline", "disabled"]] = {
-    "online": "online",
-    "run": "online",
-    "offline": "offline",
-    "dryrun": "offline",
-    "disabled": "disabled",
-}
 _SETTLE_SECONDS = 2.0
 """The helper process of a killed run outlives it by 1.3 seconds (measured, wandb 0.31), and might still write."""
 _FLUSH_SECONDS = 15.0
@@ -34,8 +26,7 @@ _FLUSH_SECONDS = 15.0
 _HANG_SECONDS = 30.0
 """A call that should take milliseconds and takes longer than this, on however busy a machine, will not come back."""
 _ABANDON_SECONDS = 5.0
-_NAME_LENGTH = 128
-"""W&B's servers refuse longer names of runs and groups."""
+_GOOD_ENDS = ("ok", "stopped", "paused", "pruned")
 
 
 class Wandb:
@@ -46,8 +37,10 @@ class Wandb:
     ``metrics.jsonl``; and those that the resumed run computes once more are not sent twice. So no point is dropped or
     doubled. Samples are not sent again: ``samples.txt`` has them.
 
-    The dashboard groups by ``choice/attention``, ``choice/optim`` … of the run's configuration. The x axis is W&B's own
-    step, or tokens. What ``summary.json`` holds is in the run's summary, each key with ``summary/`` before it.
+    The dashboard groups by ``choices.attention``, ``choices.optim`` … of the run's configuration: nested, which is how
+    W&B addresses keys with dots. The same values stand there flat, as ``choice/attention``. Any other setting goes by
+    its own name (``optim.learning_rate``). The x axis is W&B's own step, or tokens. What ``summary.json`` holds is in
+    the run's summary, each key with ``summary/`` before it.
 
     Nothing here asks a question or waits without a bound. Without a login, or without an answer within
     ``init_timeout``, the run is logged offline, into ``wandb/`` of the run directory, and ``wandb sync`` sends it
@@ -58,6 +51,7 @@ class Wandb:
         project: W&B project.
         entity: user or team; None: the account's default.
         group: the dashboard's group; None: the sweep's name.
+        job_type: the dashboard's kind of run; None: what the sweep says (``grid``, ``halving`` …), ``run`` without one.
         mode: auto is what the environment variable ``WANDB_MODE`` says, else online for a user who is logged in (by
             ``wandb login`` or ``WANDB_API_KEY``), else offline. disabled does not import wandb.
         init_timeout: seconds to reach the server.
@@ -72,6 +66,7 @@ class Wandb:
         project: str,
         entity: str | None,
         group: str | None,
+        job_type: str | None,
         mode: Literal["auto", "online", "offline", "disabled"],
         init_timeout: float,
         finish_timeout: float,
@@ -79,7 +74,7 @@ class Wandb:
         for key, seconds in (("init_timeout", init_timeout), ("finish_timeout", finish_timeout)):
             if seconds <= 0:
                 raise ConfigError(f"logger.wandb.{key}={seconds} must be a positive number of seconds")
-        self.project, self.entity, self.group = project, entity, group
+        self.project, self.entity, self.group, self.job_type = project, entity, group, job_type
         self.mode: Literal["auto", "online", "offline", "disabled"] = mode
         self.init_timeout, self.finish_timeout = init_timeout, finish_timeout
         self._run: Any = None
@@ -88,7 +83,7 @@ class Wandb:
         self._texts_step = 0
 
     def start(self, info: RunInfo) -> None:
-        mode = self._wanted_mode()
+        mode = wanted_mode(self.mode)
         if mode == "disabled":
             return
         # Before the import, which reads it.
@@ -145,10 +140,10 @@ class Wandb:
 
         def end() -> None:
             self._run.summary.update({f"summary/{k}": v for k, v in _plain(dict(summary)).items()})
-            self._run.finish(exit_code=0 if status in ("ok", "stopped") else 1)
+            self._run.finish(exit_code=0 if status in _GOOD_ENDS else 1)
 
         # W&B keeps to finish_timeout by itself, unless its helper process hangs.
-        if _within(self.finish_timeout + _ABANDON_SECONDS, end):
+        if within(self.finish_timeout + _ABANDON_SECONDS, end):
             self._run = None
         else:
             _log.warning("W&B: cut off after finish_timeout=%g s of uploading; %s", self.finish_timeout, self._sync)
@@ -159,18 +154,10 @@ class Wandb:
         self._run = None
         if wandb := sys.modules.get("wandb"):
             # Forgets the helper process at once, then waits for it. No run.finish before: that would wait first.
-            _within(_ABANDON_SECONDS, _tear_down)
+            within(_ABANDON_SECONDS, tear_down)
             vars(wandb)["run"] = None
 
     # --- starting ---------------------------------------------------------------------------------------------------
-
-    def _wanted_mode(self) -> Literal["auto", "online", "offline", "disabled"]:
-        from_environment = os.environ.get("WANDB_MODE")
-        if self.mode != "auto" or not from_environment:
-            return self.mode
-        if from_environment not in _MODES:
-            raise ConfigError(f"WANDB_MODE={from_environment} is none of {', '.join(_MODES)}: change or unset it")
-        return _MODES[from_environment]
 
     def _init(self, info: RunInfo, mode: str) -> Any:
         import wandb
@@ -178,18 +165,16 @@ class Wandb:
         problem = "" if mode == "offline" else "not logged in (`wandb login`)"
         if mode != "offline":
             try:
-                # Silent before login, which would otherwise ask the server who the user is.
-                wandb.setup(wandb.Settings(silent=True, mode="online"))
+                set_up()
                 if wandb.run is not None:
                     wandb.run.finish()
-                # The same search for a key that init makes, but without its prompt and without the network.
-                if wandb.login(prompt=False, verify=False):
+                if logged_in():
                     run = self._init_as("online", info)
                     print(f"W&B: {run.url}", file=sys.stderr, flush=True)
                     return run
             except Exception as error:
                 problem = f"cannot go online ({' '.join(str(error).split())})"
-                _tear_down()
+                tear_down()
         run = self._init_as("offline", info)
         if mode == "online" or problem.startswith("cannot"):
             _log.warning("W&B: %s; logging offline, %s", problem, self._sync)
@@ -204,13 +189,15 @@ class Wandb:
         group = self.group or info.group
         config = _plain(info.config)
         config |= {f"choice/{name}": kind for name, kind in info.choices.items()}
+        config["choices"] = dict(info.choices)
         config["record"] = _plain({k: v for k, v in info.record.items() if k not in ("choices", "config")})
         return wandb.init(
             mode=mode,
             project=self.project,
             entity=self.entity,
-            group=group[:_NAME_LENGTH] if group else None,
-            name=info.name[:_NAME_LENGTH],
+            group=group[:NAME_LENGTH] if group else None,
+            job_type=self.job_type or info.job_type,
+            name=info.name[:NAME_LENGTH],
             id=info.run_id,
             resume="allow",
             tags=info.tags,
@@ -241,7 +228,7 @@ class Wandb:
             self._send(texts, self._texts_step)
 
     def _send(self, row: dict[str, Any], step: int) -> None:
-        if not _within(_HANG_SECONDS, lambda: self._run.log(row, step=step)):
+        if not within(_HANG_SECONDS, lambda: self._run.log(row, step=step)):
             raise TimeoutError(f"its helper process took nothing for {_HANG_SECONDS:g} s")
 
 
@@ -259,29 +246,3 @@ def _earlier_files(folder: Path, run_id: str) -> dict[Path, WandbFile]:
 def _plain(node: Any) -> Any:
     """Plain containers of what JSON knows, everything else as text."""
     return json.loads(json.dumps(node, default=str))
-
-
-def _tear_down() -> None:
-    import wandb
-
-    # It raises when the helper process is gone, and exits the interpreter when that failed.
-    with suppress(Exception, SystemExit):
-        wandb.teardown(exit_code=1)
-
-
-def _within(seconds: float, call: Callable[[], None]) -> bool:
-    """Calls in a thread and waits for it at most so long. False: it did not end, or timed out itself."""
-    errors: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            call()
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if errors and not isinstance(errors[0], TimeoutError):
-        raise errors[0]
-    return not thread.is_alive() and not errors

@@ -21,7 +21,7 @@ class WandbFile:
     """What one ``run-ID.wandb`` holds. Nested keys are joined by dots."""
 
     run: dict[str, Any] = field(default_factory=dict)
-    """``run_id``, ``project``, ``entity``, ``group``, ``name``, ``tags``."""
+    """``run_id``, ``project``, ``entity``, ``group``, ``job_type``, ``name``, ``tags``."""
     config: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     """One dict per logged step, which is ``_step``."""
@@ -46,6 +46,7 @@ def read_wandb_file(path: Path) -> WandbFile:
                 "project": run.project,
                 "entity": run.entity,
                 "group": run.run_group,
+                "job_type": run.job_type,
                 "name": run.display_name,
                 "tags": list(run.tags),
             }

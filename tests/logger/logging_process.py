@@ -51,7 +51,13 @@ def main(
     init_timeout: float = 5.0,
 ) -> None:
     wandb = Wandb(
-        project="lmxexp-test", entity=None, group=None, mode=mode, init_timeout=init_timeout, finish_timeout=2.0
+        project="lmxexp-test",
+        entity=None,
+        group=None,
+        job_type=None,
+        mode=mode,
+        init_timeout=init_timeout,
+        finish_timeout=2.0,
     )
     loggers = Loggers({"jsonl": Jsonl(), "wandb": wandb})
     Path(run_dir).mkdir(exist_ok=True)

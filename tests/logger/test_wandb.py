@@ -22,7 +22,7 @@ from lmxexp.logger.wandb_file import read_wandb_file
 
 
 def _wandb(**changes: Any) -> Wandb:
-    values: dict[str, Any] = {"project": "lmxexp-test", "entity": None, "group": None, "mode": "auto"}
+    values: dict[str, Any] = {"project": "lmxexp-test", "entity": None, "group": None, "job_type": None, "mode": "auto"}
     return Wandb(**({**values, "init_timeout": 5.0, "finish_timeout": 5.0} | changes))
 
 
@@ -66,6 +66,8 @@ def test_what_a_run_leaves_is_in_its_file(make_info, capfd):
     assert file.run["name"] == "llama-gqa"
     assert file.run["tags"] == ["a", "b"]
     assert file.config["train"] == info.config["train"]
+    assert file.run["job_type"] == "run"
+    assert file.config["choices"] == {"attention": "gqa", "model": "llama"}
     assert file.config["choice/attention"] == "gqa"
     assert file.config["choice/model"] == "llama"
     assert file.config["record"] == info.record
@@ -91,7 +93,9 @@ def test_what_a_run_leaves_is_in_its_file(make_info, capfd):
 
 
 @pytest.mark.usefixtures("offline")
-@pytest.mark.parametrize(("status", "exit_code"), [("ok", 0), ("stopped", 0), ("diverged", 1), ("failed", 1)])
+@pytest.mark.parametrize(
+    ("status", "exit_code"), [("ok", 0), ("stopped", 0), ("paused", 0), ("pruned", 0), ("diverged", 1), ("failed", 1)]
+)
 def test_exit_code(status, exit_code, make_info):
     info = make_info()
     logger = _wandb(mode="offline")
@@ -263,6 +267,15 @@ def test_init_is_given_what_keeps_a_run_one_run(fake, make_info):
     (arguments,) = fake.inits
     assert (arguments["id"], arguments["resume"], arguments["reinit"]) == ("abc123", "allow", "finish_previous")
     assert (arguments["entity"], arguments["group"], len(arguments["name"])) == ("team", "mine", 128)
+
+
+@pytest.mark.parametrize(
+    ("setting", "of_sweep", "expected"),
+    [(None, "run", "run"), (None, "grid", "grid"), ("mine", "grid", "mine"), ("mine", "run", "mine")],
+)
+def test_job_type(setting, of_sweep, expected, fake, make_info):
+    _wandb(job_type=setting).start(make_info(job_type=of_sweep))
+    assert [arguments["job_type"] for arguments in fake.inits] == [expected]
 
 
 @pytest.mark.parametrize(("at_server", "resume_step"), [(5, 8), (0, 8), (7, 4), (9, 8)])
