@@ -69,6 +69,8 @@ def _hydra(line: arguments.CommandLine, full_argv: list[str]) -> int:
 
     install()
     points = Points(full_argv, traceback=errors.traceback_wanted(line.overrides))
+    if line.runs and not line.multirun:
+        sweeps.refuse_alone(line.overrides)
     line.overrides = sweeps.named(line.overrides)
     if line.runs and any(o.lstrip("+").startswith("resume=") for o in line.overrides):
         with started(line.config_dir, line.config_path):

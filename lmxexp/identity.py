@@ -10,10 +10,11 @@ from typing import Any
 LENGTH = 16
 """Hexadecimal digits: 64 bits. Among a million runs two share an identity with probability 3e-8."""
 
-_LEFT_OUT = frozenset(
-    # Names, places and reports; and how a sweep came by the configuration, which is what counts.
-    ("name", "tags", "resume", "choice", "logger", "debug", "sweep", "match", "tune")
-)
+SWEEP_NODES = ("sweep", "match", "tune")
+"""What a sweep reads of a configuration, and a run does not: how it came by the values, which are what counts."""
+
+_LEFT_OUT = frozenset(("name", "tags", "resume", "choice", "logger", "debug", *SWEEP_NODES))
+"""Names, places and reports."""
 _LEFT_OUT_OF_TRAIN = frozenset(("keep", "memory_limit_gb", "self_test"))
 """Can end a run, or take disk space; cannot change a number."""
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import mlx.core as mx
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lmxexp import blas, device, run_files
 from lmxexp.build import build
 from lmxexp.cli.validate import check
-from lmxexp.identity import identity
+from lmxexp.identity import SWEEP_NODES, identity
 from lmxexp.interfaces import ConfigError, RunInfo, Source, Tokenizer
 from lmxexp.logger.loggers import Loggers
 from lmxexp.model.language_model import LanguageModel
@@ -84,8 +84,10 @@ def run(cfg: DictConfig, run_dir: str | Path | None = None, *, until: int | None
         MemoryLimitError, OSError: the run failed; its record says so, and its checkpoints stay.
     """
     check(cfg)
-    unresolved = OmegaConf.to_yaml(cfg)
     cfg = copy.deepcopy(cfg)  # instantiate resolves interpolations in place
+    if not (cfg.get("sweep") or {}).get("identity"):
+        _leave_out_the_sweep(cfg)
+    unresolved = OmegaConf.to_yaml(cfg)
     if (warning := blas.warning()) is not None:
         print(warning, file=sys.stderr)
     directory = Path(cfg.resume or run_dir or run_files.new_run_dir(cfg))
@@ -169,6 +171,14 @@ def run(cfg: DictConfig, run_dir: str | Path | None = None, *, until: int | None
         job_type=sweep.get("mode") or "run",
     )
     return _fit(trainer, logger, info, until)
+
+
+def _leave_out_the_sweep(cfg: DictConfig) -> None:
+    """A run by itself has no use for what a sweep reads, and its record does not speak of it."""
+    with open_dict(cfg):
+        for key in SWEEP_NODES:
+            cfg.pop(key, None)
+            (cfg.get("choice") or {}).pop(key, None)
 
 
 def _fit(trainer: Trainer, logger: Loggers, info: RunInfo, until: int | None) -> RunResult:

@@ -31,6 +31,19 @@ def named(overrides: list[str]) -> list[str]:
     return result
 
 
+_OF_SWEEPS = re.compile(r"\+*(sweep|match|tune|hydra[./](sweep|sweeper|launcher)|hparams_search)([.=].*|=.*)")
+
+
+def refuse_alone(overrides: list[str]) -> None:
+    """What says something about a sweep would be ignored by a single run.
+
+    Raises:
+        ConfigError: there is such an override.
+    """
+    if found := [text for text in overrides if _OF_SWEEPS.fullmatch(text)]:
+        refuse([f"{text} is about a sweep: add --multirun (or -m), or leave it out" for text in found])
+
+
 def directory_names(overrides: list[str]) -> str:
     """The override that keeps what is equal in all points, and paths, out of the names of their directories.
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from lmxexp.cli.errors import refuse
 
@@ -64,8 +65,8 @@ class Entry:
     identity: str
     overrides: list[str]
     """What distinguishes it, short form; of a point that was added later, beside those that came with it."""
-    before: str
-    """Its identity before a budget was matched, by which a repeated command finds what was solved for."""
+    asked: str
+    """What its budget was solved for, by which a repeated command finds the answer; empty without ``match``."""
     adjusted: dict[str, Any] = field(default_factory=dict)
     """What ``match`` solved for."""
     budget: dict[str, Any] | None = None
@@ -97,9 +98,9 @@ class Ledger:
     def find(self, identity: str) -> Entry | None:
         return next((e for e in self.entries if e.identity == identity), None)
 
-    def solved(self, before: str) -> Entry | None:
-        """A point that was there before its budget was matched."""
-        return next((e for e in self.entries if e.before == before and e.budget is not None), None)
+    def solved(self, asked: str) -> Entry | None:
+        """A point whose budget was solved for the same question."""
+        return next((e for e in self.entries if e.asked == asked and e.budget is not None), None)
 
     def add(self, entry: Entry) -> None:
         self.entries.append(entry)
@@ -109,7 +110,7 @@ class Ledger:
         taken = [e.num for e in self.entries]
         for path in self.directory.iterdir() if self.directory.is_dir() else ():
             number = path.name.partition("_")[0]
-            if path.is_dir() and number.isdigit():
+            if path.is_dir() and number.isdecimal():
                 taken.append(int(number))
         return max(taken, default=-1) + 1
 
@@ -132,16 +133,22 @@ def read_outcome(run_dir: Path) -> Outcome | None:
     try:
         content = json.loads((run_dir / OUTCOME_FILE).read_text())
         names = {f.name for f in fields(Outcome)}
-        return Outcome(**{**{k: v for k, v in content.items() if k in names}, "score": float(content["score"])})
-    except (OSError, ValueError, KeyError, TypeError):
+        known = {k: v for k, v in content.items() if k in names}
+        rungs = {step: float(score) for step, score in known.get("rungs", {}).items()}
+        return Outcome(**{**known, "score": float(content["score"]), "rungs": rungs})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
 def write_outcome(run_dir: Path, outcome: Outcome) -> None:
     """Write ``outcome.json`` in one piece; JSON knows no infinity, which is written as text."""
-    score = outcome.score if math.isfinite(outcome.score) else str(outcome.score)
     run_dir.mkdir(parents=True, exist_ok=True)
-    _write_json(run_dir / OUTCOME_FILE, {**asdict(outcome), "score": score})
+    rungs = {step: _number(score) for step, score in outcome.rungs.items()}
+    _write_json(run_dir / OUTCOME_FILE, {**asdict(outcome), "score": _number(outcome.score), "rungs": rungs})
+
+
+def _number(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)
 
 
 @contextmanager
@@ -153,14 +160,13 @@ def locked(path: Path, *, wait: float = _LOCK_SECONDS, who: str) -> Iterator[Non
     """
     import fcntl
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+") as file:
-        deadline = time.monotonic() + wait
-        while True:
+    deadline = time.monotonic() + wait
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
+            except BlockingIOError:
                 if time.monotonic() > deadline:
                     file.seek(0)
                     owner = file.read().strip()
@@ -168,10 +174,24 @@ def locked(path: Path, *, wait: float = _LOCK_SECONDS, who: str) -> Iterator[Non
                         f"{who} is in use by another process{f' ({owner})' if owner else ''}: wait for it or stop it"
                     )
                 time.sleep(0.1)
-        file.truncate(0)
-        file.write(f"pid {os.getpid()}")
-        file.flush()
-        yield
+                continue
+            except OSError as error:  # some network disks know no locks
+                print(f"lmxexp: warning: {who} is not protected from a second process: {error}", file=sys.stderr)
+            if not _is_still(path, file):  # whoever held it has removed it, perhaps with its directory
+                continue
+            file.truncate(0)
+            file.write(f"pid {os.getpid()}")
+            file.flush()
+            yield
+            return
+
+
+def _is_still(path: Path, file: IO[str]) -> bool:
+    """Whether a path names an open file."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

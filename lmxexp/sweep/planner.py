@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,12 +15,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from lmxexp.cli import errors
 from lmxexp.cli.validate import check
 from lmxexp.compose import complete
+from lmxexp.identity import SWEEP_NODES
 from lmxexp.sweep.ledger import Entry, Ledger
 from lmxexp.sweep.points import Line, directory_name, varying
 from lmxexp.sweep.prepare import Preparation
-
-SWEEP_NODES = ("sweep", "match", "tune")
-"""What the sweep reads of a configuration, and a run does not."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,12 @@ class Planner:
         problems.refuse()
         solved = self._match(points)
         planned: dict[str, Planned] = {}
-        for (line, own, cfg), (before, solution) in zip(points, solved, strict=True):
+        for (line, own, cfg), (question, solution) in zip(points, solved, strict=True):
             with problems.of(own):
                 self._preparation.try_out(_task(cfg))
                 identity = self._preparation.identity(_task(cfg))
                 if identity not in planned:
-                    entry = self._ledger.find(identity) or Entry(-1, "", identity, own, before, **solution)
+                    entry = self._ledger.find(identity) or Entry(-1, "", identity, own, question, **solution)
                     planned[identity] = Planned(line, cfg, entry)
         problems.refuse()
         return [self._register(point) for point in planned.values()]
@@ -111,16 +111,18 @@ class Planner:
         return expand(lines, tune, values)
 
     def _match(self, points: list[tuple[Line, Line, DictConfig]]) -> list[tuple[str, dict[str, Any]]]:
-        """Of each point its identity so far and what is solved for; the solution is put into its configuration."""
+        """Of each point what was asked for and what is solved for; the solution is put into its configuration."""
         from lmxexp.build import build
         from lmxexp.sweep.match import Candidate, solve
 
-        before = [self._preparation.identity(_task(cfg)) for _, _, cfg in points]
         match = build(_task(points[0][2]).match)
         if match is None:
-            return [(identity, {}) for identity in before]
+            return [("", {})] * len(points)
+        # The whole sweep says what the reference is, not what of it is new.
+        match = match.with_reference([line for line, _, _ in points])
         self.match = match.record
-        known = [self._ledger.solved(identity) for identity in before]
+        questions = [asked(self._preparation.identity(_task(cfg)), match.record) for _, _, cfg in points]
+        known = [self._ledger.solved(question) for question in questions]
         new = [i for i, entry in enumerate(known) if entry is None]
         candidates = [Candidate(tuple(points[i][0]), _task(points[i][2])) for i in new]
         compose = lambda line: _task(self._compose(list(line)))
@@ -130,8 +132,13 @@ class Planner:
             solution = entry or solutions[i]
             for key, value in solution.adjusted.items():
                 OmegaConf.update(cfg, key, value)
-            result.append((before[i], {"adjusted": dict(solution.adjusted), "budget": solution.budget}))
+            result.append((questions[i], {"adjusted": dict(solution.adjusted), "budget": solution.budget}))
         return result
+
+
+def asked(identity: str, match: dict[str, Any]) -> str:
+    """What a budget is solved for: a point as it was composed, and the match. Asked again, the answer is the same."""
+    return hashlib.sha256(json.dumps([identity, match], sort_keys=True).encode()).hexdigest()[: len(identity)]
 
 
 def _task(cfg: DictConfig) -> DictConfig:
@@ -181,7 +188,8 @@ class _Problems:
     def _told(self, text: str, points: list[str]) -> str:
         if len(points) == self._n_points or not points[0]:
             return text
-        more = f" and {len(points) - 1} more points" if len(points) > 1 else ""
+        others = len(points) - 1
+        more = f" and {others} more point{'s' * (others > 1)}" if others else ""
         return f"{points[0]}{more}: {text}"
 
 

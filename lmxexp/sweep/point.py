@@ -17,8 +17,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from lmxexp.cli import errors
 from lmxexp.cli.validate import check
 from lmxexp.compose import complete
+from lmxexp.identity import SWEEP_NODES
 from lmxexp.sweep.ledger import CONSOLE_FILE, STOP_FILE, Outcome, locked, read_outcome, write_outcome
-from lmxexp.sweep.planner import SWEEP_NODES
 from lmxexp.sweep.prepare import Preparation
 
 

@@ -57,9 +57,9 @@ class GridSweeper(Sweeper):
         directory = sweep_directory(self.config)
         typed = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         lines = self.lines(OverridesParser.create(config_loader=self.loader).parse_overrides(typed))
-        known = directory.is_dir()
-        try:
-            with locked(directory / ".lock", wait=1.0, who=f"the sweep {directory}"):
+        new = [path for path in (directory, *directory.parents) if not path.exists()]
+        with locked(directory / ".lock", wait=1.0, who=f"the sweep {directory}"):
+            try:
                 book = Ledger(directory)
                 planner = Planner(self._composer, book, self.mode)
                 plan = planner.plan(lines)
@@ -68,10 +68,9 @@ class GridSweeper(Sweeper):
                 book.write({**session.facts(), "sweeper": self.mode, "match": planner.match, "tune": planner.tune})
                 session.expect(plan)
                 self.run(plan, directory)
-        except Exception:
-            if not known:  # nothing was begun: a mistake leaves no directory behind
-                _remove_if_empty(directory)
-            raise
+            except Exception:
+                _remove_if_empty(new)  # nothing was begun: a mistake leaves no directory behind
+                raise
 
     def lines(self, overrides: Sequence[Override]) -> list[points.Line]:
         """The points of the sweep as lines of overrides."""
@@ -176,7 +175,10 @@ def _in_words(error: Any) -> str:
     return text if isinstance(error, PointProcessError) else f"{type(error).__name__}: {text}"
 
 
-def _remove_if_empty(directory: Path) -> None:
-    if directory.is_dir() and {p.name for p in directory.iterdir()} <= {".lock"}:
-        (directory / ".lock").unlink(missing_ok=True)
-        directory.rmdir()
+def _remove_if_empty(new: Sequence[Path]) -> None:
+    """A directory that holds nothing but its lock, and then those above it."""
+    for path in new:
+        if not path.is_dir() or {p.name for p in path.iterdir()} - {".lock"}:
+            return
+        (path / ".lock").unlink(missing_ok=True)
+        path.rmdir()

@@ -50,7 +50,7 @@ def test_it_goes_on_with_its_own_configuration_in_its_own_directory(cli, run_dir
     assert list(tmp_path.iterdir()) == [run_dir.parent], "no other directory"
     after = files(run_dir)
     log = run_dir / "lmxexp.log"
-    rewritten = (run_dir / ".hydra" / "config.yaml", run_dir / "config.yaml")  # by the run: they say `resume` now
+    rewritten = tuple(run_dir / file for file in (".hydra/config.yaml", "config.yaml", "run.json"))  # by the run
     assert {k: v for k, v in after.items() if k not in (log, *rewritten)} == {
         k: v for k, v in before.items() if k not in rewritten
     }

@@ -1,0 +1,117 @@
+"""What a configuration will use of a budget, found without training it."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from lmxexp.cli.errors import refuse
+
+if TYPE_CHECKING:
+    from lmxexp.model.language_model import LanguageModel
+
+_NOT_OF_THE_TEXT = ("seed", "seq_len", "batch_size", "max_eval_tokens")
+"""Settings of data that change no vocabulary."""
+
+_OF_THE_SWEEP = ("match", "tune", "sweep", "hydra")
+_NOT_OF_A_STEP = ("seed", "name", "tags", "resume", "debug", "choice", "callback", "logger", *_OF_THE_SWEEP)
+
+
+@dataclass
+class Budgets:
+    """Measures configurations. Vocabularies that are known only once the data is read are remembered.
+
+    Args:
+        kind: ``params``, trainable ones; ``flops``, of the whole training, forward and backward; ``tokens``, of the
+            whole training; ``time``, seconds of all training steps, measured here; ``memory``, peak in units of 1e9
+            bytes, estimated. As in `lmxexp.compare.read.Run.budget`.
+    """
+
+    kind: str
+    _vocabularies: dict[str, int] = field(default_factory=dict)
+
+    def of(self, cfg: DictConfig, *, keep: bool = True) -> float:
+        """The budget that a run of ``cfg`` will use.
+
+        Args:
+            keep: whether the configuration is left as it is; without, interpolations in it may be resolved.
+
+        Raises:
+            ConfigError: a design that cannot be built, or of which the memory cannot be estimated.
+        """
+        train = cfg.train
+        tokens = train.steps * train.batch_size * train.seq_len
+        if self.kind == "tokens":
+            return tokens
+        if self.kind == "params":
+            return self._model(cfg, keep).n_params()
+        if self.kind == "flops":
+            return self._model(cfg, keep).flops_per_token(train.seq_len) * tokens
+        if self.kind == "time":
+            from lmxexp.sweep.step_time import step_seconds
+
+            return step_seconds(cfg, self.vocabulary(cfg)) * train.steps
+        return self._peak_gb(cfg)
+
+    def vocabulary(self, cfg: DictConfig) -> int:
+        """The vocabulary that the run will have. Reads the data where nothing else tells."""
+        from lmxexp.describe import vocabulary
+        from lmxexp.run import build_source
+
+        size, source = vocabulary(cfg)
+        if not source.startswith("assumed") and not source.endswith("at most"):
+            return size
+        text: Any = OmegaConf.to_container(cfg.data, resolve=True)
+        text = {key: value for key, value in text.items() if key not in _NOT_OF_THE_TEXT}
+        known = json.dumps([text, OmegaConf.to_container(cfg.tokenizer, resolve=True)], default=str)
+        if known not in self._vocabularies:
+            cfg = copy.deepcopy(cfg)  # instantiate resolves interpolations in place
+            self._vocabularies[known] = build_source(cfg).vocab_size
+        return self._vocabularies[known]
+
+    def _model(self, cfg: DictConfig, keep: bool) -> LanguageModel:
+        """The model with no weight made: MLX computes an array once it is looked at."""
+        from lmxexp.run import build
+        from lmxexp.train.random_state import get_random_state, set_random_state
+
+        vocab_size = self.vocabulary(cfg)
+        random_state = get_random_state()
+        cfg = copy.deepcopy(cfg) if keep else cfg  # instantiate resolves interpolations in place
+        try:
+            return build(cfg.model.net)(vocab_size=vocab_size)
+        finally:
+            set_random_state(random_state)
+
+    def _peak_gb(self, cfg: DictConfig) -> float:
+        from lmxexp.describe import describe
+
+        described = describe(cfg, self.vocabulary(cfg))
+        if described.memory is None:
+            refuse(f"match=memory: there is no estimate: {described.memory_missing}; match another budget")
+        return described.memory.peak / 1e9
+
+
+def same_budget(cfg: DictConfig, kind: str) -> str:
+    """A text that is equal for configurations that use the same of a budget: they differ in seeds, in what a training
+    step does not see, or, for time and memory, in numbers of optimizer and schedule.
+
+    A number with a point there, such as the learning rate, changes the course of training and not its cost.
+    """
+    raw: Any = OmegaConf.to_container(cfg, resolve=False)
+    kept = {key: value for key, value in raw.items() if key not in _NOT_OF_A_STEP}
+    kept["data"] = {key: value for key, value in (raw.get("data") or {}).items() if key != "seed"}
+    for key in ("optim", "schedule"):
+        kept[key] = _without_rates(raw.get(key)) if kind in ("time", "memory") else None
+    return json.dumps(kept, sort_keys=True, default=str)
+
+
+def _without_rates(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_rates(v) for key, v in value.items() if key != "learning_rate"}
+    if isinstance(value, list):
+        return [_without_rates(v) for v in value]
+    return "a number" if isinstance(value, float) else value

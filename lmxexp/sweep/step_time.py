@@ -1,0 +1,97 @@
+"""How long a training step takes on this machine."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import statistics
+import time
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+import numpy as np
+
+from lmxexp import device
+from lmxexp.interfaces import Batch
+from lmxexp.optim.build import build_optimizer
+from lmxexp.run import build, build_model
+from lmxexp.train import precision
+from lmxexp.train.random_state import get_random_state, set_random_state
+from lmxexp.train.step import TrainStep
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from lmxexp.train.settings import TrainSettings
+
+log = logging.getLogger("lmxexp")
+
+WARM_UP = 3
+"""Steps before the clock starts: the first compiles, and kernels are loaded in the next."""
+
+AT_LEAST, AT_MOST = 7, 50
+"""Steps that are timed."""
+
+UNSTEADY = 0.2
+"""Spread of the middle half of the steps above which the median is not to be trusted."""
+
+SECONDS = 2.0
+"""Short steps are repeated for so long: the median of few would be a lottery."""
+
+
+def step_seconds(cfg: DictConfig, vocab_size: int) -> float:
+    """The median time of a training step of what ``cfg`` describes, as the trainer performs it, on random tokens.
+
+    Model and optimizer are made and thrown away; the random state stays as it was.
+
+    Raises:
+        ConfigError: settings that cannot work.
+    """
+    random_state = get_random_state()
+    try:
+        step, settings = _make_step(copy.deepcopy(cfg), vocab_size)  # instantiate resolves interpolations in place
+        rng = np.random.default_rng(0)
+        seconds: list[float] = []
+        for i in range(WARM_UP + AT_MOST):
+            ids = rng.integers(0, vocab_size, (settings.batch_size, settings.seq_len + 1), dtype=np.int32)
+            start = time.perf_counter()
+            scalars = step(Batch(ids[:, :-1], ids[:, 1:]))
+            mx.eval(scalars, step.state)
+            if i >= WARM_UP:
+                seconds.append(time.perf_counter() - start)
+            if len(seconds) >= AT_LEAST and sum(seconds) > SECONDS:
+                break
+        low, middle, high = statistics.quantiles(seconds, n=4)
+        if high > low * (1 + UNSTEADY):
+            log.warning(
+                "match=time: half of the steps took %.3g to %.3g ms: this machine is busy with something else, and the "
+                "solved train.steps will be as far off",
+                1e3 * low,
+                1e3 * high,
+            )
+        return middle
+    finally:
+        set_random_state(random_state)
+        device.clear_cache()
+        device.reset_peak_memory()
+
+
+def _make_step(cfg: DictConfig, vocab_size: int) -> tuple[TrainStep, TrainSettings]:
+    settings: TrainSettings = build(cfg.train)
+    model = build_model(cfg, vocab_size=vocab_size)
+    chosen = precision.resolve(settings.precision, on_gpu=device.is_gpu())
+    if chosen == "bf16":
+        model.set_dtype(mx.bfloat16)
+    optimizer = build_optimizer(build(cfg.optim), build(cfg.schedule))
+    model.train()
+    optimizer.init(model.trainable_parameters())
+    step = TrainStep(
+        model,
+        optimizer,
+        build(cfg.loss),
+        max_grad_norm=settings.max_grad_norm,
+        n_micro=settings.n_micro,
+        compute_dtype=precision.DTYPES[chosen] if chosen == "mixed" else None,
+        compile=settings.compile,
+    )
+    return step, settings
