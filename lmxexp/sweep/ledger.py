@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -65,7 +65,7 @@ class Entry:
     identity: str
     overrides: list[str]
     """What distinguishes it, short form; of a point that was added later, beside those that came with it."""
-    asked: str
+    asked: str = ""
     """What its budget was solved for, by which a repeated command finds the answer; empty without ``match``."""
     adjusted: dict[str, Any] = field(default_factory=dict)
     """What ``match`` solved for."""
@@ -149,6 +149,13 @@ def write_outcome(run_dir: Path, outcome: Outcome) -> None:
 
 def _number(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)
+
+
+def unprune(run_dir: Path) -> None:
+    """A point that was stopped early may go on: it is compared anew, or not at all."""
+    outcome = read_outcome(run_dir)
+    if outcome is not None and outcome.status == "pruned":
+        write_outcome(run_dir, replace(outcome, status="paused", error=None))
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from lmxexp.compose import complete
 from lmxexp.identity import SWEEP_NODES
 from lmxexp.sweep.ledger import Entry, Ledger
 from lmxexp.sweep.points import Line, directory_name, varying
-from lmxexp.sweep.prepare import Preparation
+from lmxexp.sweep.prepare import Preparation, resolved
 
 
 @dataclass(frozen=True)
@@ -27,19 +27,42 @@ class Planned:
 
     line: Line
     cfg: DictConfig
-    """Whole, with the node ``hydra``."""
+    """Without the node ``hydra``."""
+    hydra: DictConfig
     entry: Entry
 
     @property
     def steps(self) -> int:
         return self.cfg.train.steps
 
+    def whole(self, until: int | None = None) -> DictConfig:
+        """A copy of the configuration with the node ``hydra``, as launchers take it."""
+        cfg = self.cfg.copy()
+        with open_dict(cfg):
+            cfg["hydra"] = self.hydra
+            cfg.hydra.output_subdir = None  # of Hydra's own copies: config.yaml has it all
+            cfg.sweep.until = until
+        return cfg
+
+
+@dataclass
+class _Composed:
+    """A point on its way through the plan."""
+
+    line: Line
+    own: Line
+    """What distinguishes it."""
+    cfg: DictConfig
+    hydra: DictConfig
+    config: dict[str, Any]
+    """``cfg``, resolved."""
+
 
 class Planner:
     """Makes points of lines of overrides.
 
     Args:
-        compose: a line's configuration, with the node ``hydra``.
+        compose: a line's configuration, with the node ``hydra``; it is the planner's to change.
         ledger: of the sweep; new points are added to it.
         mode: how the sweep chooses its points: grid, random, halving.
     """
@@ -57,38 +80,39 @@ class Planner:
             ConfigError: all that is wrong, with any of the points.
         """
         problems = _Problems(len(lines))
-        first = self._compose(lines[0])
+        first, _ = self._compose(lines[0])
         if first.tune.key is not None:
             lines = self._tuned(lines, first)
-        differing = varying(lines)
-        points: list[tuple[Line, Line, DictConfig]] = []
-        for line, own in zip(lines, differing, strict=True):
+        points: list[_Composed] = []
+        for line, own in zip(lines, varying(lines), strict=True):
             with problems.of(own):
-                cfg = self._compose(line)
+                cfg, hydra = self._compose(line)
                 _set_names(cfg, own, self._ledger.directory.name, self._mode)
-                check(_task(cfg), line, also=SWEEP_NODES)
-                self._preparation.identity(_task(cfg))
-                points.append((line, own, cfg))
+                check(cfg, line, also=SWEEP_NODES)
+                point = _Composed(line, own, cfg, hydra, resolved(cfg))
+                self._preparation.identity(cfg, point.config)  # reads the data, if it is there
+                points.append(point)
         problems.refuse()
         solved = self._match(points)
         planned: dict[str, Planned] = {}
-        for (line, own, cfg), (question, solution) in zip(points, solved, strict=True):
-            with problems.of(own):
-                self._preparation.try_out(_task(cfg))
-                identity = self._preparation.identity(_task(cfg))
+        for point, solution in zip(points, solved, strict=True):
+            with problems.of(point.own):
+                self._preparation.try_out(point.cfg, point.config)
+                identity = self._preparation.identity(point.cfg, point.config)
                 if identity not in planned:
-                    entry = self._ledger.find(identity) or Entry(-1, "", identity, own, question, **solution)
-                    planned[identity] = Planned(line, cfg, entry)
+                    entry = self._ledger.find(identity) or Entry(-1, "", identity, point.own, **solution)
+                    planned[identity] = Planned(point.line, point.cfg, point.hydra, entry)
         problems.refuse()
         return [self._register(point) for point in planned.values()]
 
-    def _compose(self, line: Line) -> DictConfig:
+    def _compose(self, line: Line) -> tuple[DictConfig, DictConfig]:
+        """A line's configuration, and the node ``hydra`` by itself."""
         cfg = self._compose_line(line)
-        HydraConfig.instance().set_config(cfg.copy())  # the values of ${hydra:…}; makes what it is given read-only
-        task = complete(_task(cfg), OmegaConf.to_container(cfg.hydra.runtime.choices))
-        with open_dict(task):
-            task["hydra"] = cfg.hydra
-        return task
+        HydraConfig.instance().set_config(cfg)  # the values of ${hydra:…}; makes the node read-only
+        with open_dict(cfg):
+            hydra = cfg.pop("hydra")
+        OmegaConf.set_readonly(hydra, None)
+        return complete(cfg, OmegaConf.to_container(hydra.runtime.choices)), hydra
 
     def _register(self, point: Planned) -> Planned:
         entry = point.entry
@@ -104,49 +128,44 @@ class Planner:
         from lmxexp.build import build
         from lmxexp.sweep.tune import bracket, expand
 
-        check(_task(first), lines[0], also=SWEEP_NODES)
+        check(first, lines[0], also=SWEEP_NODES)
         tune = build(first.tune)
-        values = bracket(tune, _task(first))
+        values = bracket(tune, first)
         self.tune = {"key": tune.key, "values": list(values)}
         return expand(lines, tune, values)
 
-    def _match(self, points: list[tuple[Line, Line, DictConfig]]) -> list[tuple[str, dict[str, Any]]]:
+    def _match(self, points: list[_Composed]) -> list[dict[str, Any]]:
         """Of each point what was asked for and what is solved for; the solution is put into its configuration."""
         from lmxexp.build import build
         from lmxexp.sweep.match import Candidate, solve
 
-        match = build(_task(points[0][2]).match)
+        match = build(points[0].cfg.match)
         if match is None:
-            return [("", {})] * len(points)
+            return [{}] * len(points)
         # The whole sweep says what the reference is, not what of it is new.
-        match = match.with_reference([line for line, _, _ in points])
+        match = match.with_reference([point.line for point in points])
         self.match = match.record
-        questions = [asked(self._preparation.identity(_task(cfg)), match.record) for _, _, cfg in points]
+        questions = [asked(self._preparation.identity(point.cfg, point.config), match.record) for point in points]
         known = [self._ledger.solved(question) for question in questions]
         new = [i for i, entry in enumerate(known) if entry is None]
-        candidates = [Candidate(tuple(points[i][0]), _task(points[i][2])) for i in new]
-        compose = lambda line: _task(self._compose(list(line)))
+        candidates = [Candidate(tuple(points[i].line), points[i].cfg) for i in new]
+        compose = lambda line: self._compose(list(line))[0]
         solutions = dict(zip(new, solve(match, candidates, compose) if candidates else [], strict=True))
         result = []
-        for i, ((_, _, cfg), entry) in enumerate(zip(points, known, strict=True)):
+        for i, (point, entry) in enumerate(zip(points, known, strict=True)):
             solution = entry or solutions[i]
             for key, value in solution.adjusted.items():
-                OmegaConf.update(cfg, key, value)
-            result.append((questions[i], {"adjusted": dict(solution.adjusted), "budget": solution.budget}))
+                OmegaConf.update(point.cfg, key, value)
+            if solution.adjusted:
+                point.config = resolved(point.cfg)
+            adjusted = dict(solution.adjusted)
+            result.append({"asked": questions[i], "adjusted": adjusted, "budget": solution.budget})
         return result
 
 
 def asked(identity: str, match: dict[str, Any]) -> str:
     """What a budget is solved for: a point as it was composed, and the match. Asked again, the answer is the same."""
     return hashlib.sha256(json.dumps([identity, match], sort_keys=True).encode()).hexdigest()[: len(identity)]
-
-
-def _task(cfg: DictConfig) -> DictConfig:
-    """The configuration without the node ``hydra``, as a run gets it."""
-    task = cfg.copy()
-    with open_dict(task):
-        task.pop("hydra", None)
-    return task
 
 
 def _set_names(cfg: DictConfig, own: Line, sweep: str, mode: str) -> None:

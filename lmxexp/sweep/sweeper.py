@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,12 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from lmxexp.cli.errors import refuse
 from lmxexp.sweep import ledger, points, session
 from lmxexp.sweep.composing import Composer, FrozenLoader
-from lmxexp.sweep.ledger import Entry, Ledger, Outcome, PointProcessError, locked, read_outcome, write_outcome
+from lmxexp.sweep.ledger import Entry, Ledger, Outcome, PointProcessError, locked, read_outcome, unprune, write_outcome
 from lmxexp.sweep.planner import Planned, Planner, sweep_directory
 
 _ROUNDS = 3
@@ -66,6 +66,8 @@ class GridSweeper(Sweeper):
                 (directory / ledger.STOP_FILE).unlink(missing_ok=True)
                 (directory / "multirun.yaml").write_text(OmegaConf.to_yaml(self.config), encoding="utf-8")
                 book.write({**session.facts(), "sweeper": self.mode, "match": planner.match, "tune": planner.tune})
+                for point in plan if self.mode != "halving" else ():  # here every point comes to its end
+                    unprune(directory / point.entry.dir)
                 session.expect(plan)
                 self.run(plan, directory)
             except Exception:
@@ -80,19 +82,23 @@ class GridSweeper(Sweeper):
         """Run the points that have no result yet."""
         self.launch(plan, directory)
 
-    def launch(self, plan: list[Planned], directory: Path, until: int | None = None) -> None:
-        """Bring every point to its end, or to step ``until``; what its process could not tell is written here."""
-        todo = [point for point in plan if not reached(point, directory, until)]
+    def launch(self, plan: list[Planned], directory: Path, until: Mapping[str, int] | None = None) -> None:
+        """Bring every point to its end, or to its step in ``until``, which go by identities.
+
+        What a point's process could not tell is written here.
+        """
+        until = until or {}
+        todo = [point for point in plan if not reached(point, directory, until.get(point.entry.identity))]
         size = self.max_batch_size or max(len(todo), 1)
         for start in range(0, len(todo), size):
             self._launch(todo[start : start + size], directory, until)
 
-    def _launch(self, todo: list[Planned], directory: Path, until: int | None) -> None:
+    def _launch(self, todo: list[Planned], directory: Path, until: Mapping[str, int]) -> None:
         for _ in range(_ROUNDS):
             if not todo or (directory / ledger.STOP_FILE).exists():
                 return
             attempts = {point.entry.dir: _attempt(directory / point.entry.dir) for point in todo}
-            lines = [self._freeze(point, until) for point in todo]
+            lines = [self._freeze(point, until.get(point.entry.identity)) for point in todo]
             error = None
             try:
                 returned: Sequence[Any] = self.launcher.launch(lines, initial_job_idx=0)
@@ -106,13 +112,8 @@ class GridSweeper(Sweeper):
             todo = left
 
     def _freeze(self, point: Planned, until: int | None) -> list[str]:
-        line, cfg = list(point.line), point.cfg
-        if until is not None:
-            line = [*line, f"++sweep.until={until}"]
-            cfg = cfg.copy()
-            with open_dict(cfg):
-                cfg.sweep.until = until
-        self.loader.freeze(line, cfg, subdir=point.entry.dir)
+        line = [*point.line, *([f"++sweep.until={until}"] if until is not None else [])]
+        self.loader.freeze(line, point.whole(until), subdir=point.entry.dir)
         return line
 
 

@@ -72,9 +72,9 @@ def cli(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "lmxexp.run", stand_in)
     # Of a sweep's points, what needs data and models to be built.
     monkeypatch.setattr(
-        Preparation, "identity", lambda self, cfg: identity(OmegaConf.to_container(cfg, resolve=True), "")
+        Preparation, "identity", lambda self, cfg, config=None: identity(OmegaConf.to_container(cfg, resolve=True), "")
     )
-    monkeypatch.setattr(Preparation, "try_out", lambda self, cfg: None)
+    monkeypatch.setattr(Preparation, "try_out", lambda self, cfg, config=None: None)
     instances, path, handlers = dict(Singleton._instances), list(sys.path), list(logging.getLogger().handlers)
     yield line
     Singleton._instances.clear()

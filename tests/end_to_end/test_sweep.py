@@ -107,7 +107,8 @@ def test_the_same_command_runs_what_is_missing(place):
     done = sweep(place, "attention=gqa", "seed=1")
     assert done.returncode == 0
     attempts = begun(place)
-    assert len(attempts) == 7 and [n for name, n in attempts.items() if name.startswith("6_")] == [1]
+    assert len(attempts) == 7
+    assert [n for name, n in attempts.items() if name.startswith("6_")] == [1]
 
 
 @pytest.mark.parametrize("launcher", ["basic", "subprocess"])
