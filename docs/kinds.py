@@ -39,7 +39,7 @@ REFERENCE = re.compile(r"\$\{model\.(\w+)")
 
 def page() -> str:
     """The text of docs/kinds.md."""
-    groups = [g for g in conf.groups(CONF) if g not in LEFT_OUT]
+    groups = [g for g in conf.groups(CONF) if g not in LEFT_OUT and not g.startswith("hydra/")]
     ordered = [g for g in FIRST if g in groups] + [g for g in groups if g not in FIRST]
     return "\n".join([HEAD, *_presets(), *(line for group in ordered for line in _group(group))]).rstrip() + "\n"
 
@@ -87,6 +87,8 @@ def _content(file: Path) -> DictConfig:
     content = conf.content(file)
     for entry in yaml.safe_load(file.read_text("utf-8")).get("defaults", []):
         for where, kind in entry.items() if isinstance(entry, dict) else ():
+            if where.startswith("override "):  # another group's choice, which has a line there
+                continue
             group, _, place = where.partition("@")
             content[place] = _content(CONF / group.lstrip("/") / f"{kind}.yaml")
     return content

@@ -91,8 +91,11 @@ def _hydra(line: arguments.CommandLine, full_argv: list[str]) -> int:
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         return session.finish() or code
-    except (HydraException, ValueError) as error:
-        if points.outcome or session.began() or errors.is_config_error(error):
+    except Exception as error:
+        if session.began() and not errors.is_config_error(error):
+            session.finish()  # a sweeper of another project gave up: what came out is told first
+            raise
+        if points.outcome or errors.is_config_error(error) or not isinstance(error, HydraException | ValueError):
             raise
         with started(line.config_dir, line.config_path) as ours:
             from lmxexp.cli.explain import explain

@@ -6,6 +6,7 @@ each override is looked at again, and what was probably meant is offered.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
@@ -22,6 +23,18 @@ from lmxexp.cli.errors import did_you_mean, near
 from lmxexp.cli.short_names import PARENT, short_names, shorten
 from lmxexp.compose import LISTS
 
+_EXTRAS = {
+    "hydra/launcher": {
+        "joblib": "joblib",
+        "submitit_local": "submitit",
+        "submitit_slurm": "submitit",
+        "ray": "ray",
+        "ray_aws": "ray",
+    },
+    "hydra/sweeper": {"optuna": "optuna"},
+}
+"""Kinds that published plugins of Hydra bring, and the extra that installs each."""
+
 
 def explain(
     error: BaseException,
@@ -32,6 +45,8 @@ def explain(
     multirun: bool = False,
 ) -> list[str]:
     """One line for each override that cannot work; what Hydra said where none is found, if it was Hydra."""
+    if missing := _missing_plugins(error, overrides, loader):
+        return missing  # without them nothing can be composed that would show what else there is
     values: list[Override] = []
     choices: list[Override] = []
     problems: list[str] = []
@@ -89,6 +104,17 @@ def _several(override: Override) -> str:
     line = override.input_line or ""
     key, _, value = line.partition("=")
     return f"{line}: several values need --multirun (-m); a list is written {key}=[{value}], a text {key}=\\'{value}\\'"
+
+
+def _missing_plugins(error: BaseException, overrides: list[str], loader: ConfigLoader) -> list[str]:
+    """How to install the plugins that were chosen and are not there, on the command line or in a file of defaults."""
+    chosen = [tuple(text.partition("=")[::2]) for text in overrides]
+    chosen += re.findall(r"Could not find '(hydra/\w+)/(\w+)'", str(error))
+    return [
+        f"{group}={kind} needs a plugin of Hydra that is not installed: pip install 'lmxexp[{_EXTRAS[group][kind]}]'"
+        for group, kind in dict.fromkeys(chosen)
+        if kind in _EXTRAS.get(group, ()) and kind not in loader.get_group_options(group)
+    ]
 
 
 def _is_group(key: str, loader: ConfigLoader) -> bool:

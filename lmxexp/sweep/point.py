@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import signal
 import sys
 import time
@@ -12,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lmxexp.cli import errors
@@ -20,6 +22,7 @@ from lmxexp.compose import complete
 from lmxexp.identity import SWEEP_NODES
 from lmxexp.sweep.ledger import CONSOLE_FILE, STOP_FILE, Outcome, locked, read_outcome, write_outcome
 from lmxexp.sweep.prepare import Preparation
+from lmxexp.sweep.session import mode_of
 
 
 def run_point(cfg: DictConfig, hydra: Any, run_dir: Path, *, traceback: bool = False) -> Outcome:
@@ -37,7 +40,7 @@ def run_point(cfg: DictConfig, hydra: Any, run_dir: Path, *, traceback: bool = F
     Returns:
         How it ended. Never raises an ``Exception``.
     """
-    overrides = list((cfg.get("sweep") or {}).get("overrides") or hydra.overrides.task)
+    overrides = list((cfg.get("sweep") or {}).get("overrides") or _own(hydra))
     outcome = Outcome("", "failed", overrides=overrides, exit_code=1)
     began = time.monotonic()
     try:
@@ -77,19 +80,25 @@ def _prepared(cfg: DictConfig, hydra: Any) -> DictConfig:
     if (cfg.get("sweep") or {}).get("identity"):
         return cfg
     cfg = complete(cfg, hydra.runtime.choices)
-    typed = list(hydra.overrides.task)
-    check(cfg, typed, also=SWEEP_NODES)
-    for key in ("match", "tune.key"):
-        if OmegaConf.select(cfg, key) is not None:
-            errors.refuse(
-                f"{key.partition('.')[0]} goes with hydra/sweeper=grid, random or halving, which plan all points"
-            )
-    mode = str(hydra.sweeper.get("_target_", "")).rpartition(".")[2].removesuffix("Sweeper").lower() or "sweep"
+    check(cfg, list(hydra.overrides.task), also=SWEEP_NODES)
+    asked = {"match": cfg.choice.get("match", "none"), "tune": OmegaConf.select(cfg, "tune.key")}
+    for key, value in asked.items():
+        if value not in (None, "none"):
+            errors.refuse(f"{key}={value} goes with hydra/sweeper=grid, random or halving, which plan all points")
     with open_dict(cfg):
-        own = {"name": Path(hydra.sweep.dir).name, "mode": mode, "overrides": typed, "until": None}
-        cfg.sweep = {**cfg.sweep, **own, "identity": Preparation().identity(cfg)}
-        cfg.name = " ".join(typed) or cfg.name
+        own = _own(hydra)
+        names = {"name": Path(hydra.sweep.dir).name, "mode": mode_of(hydra), "overrides": own, "until": None}
+        cfg.sweep = {**cfg.sweep, **names, "identity": Preparation().identity(cfg)}
+        cfg.name = " ".join(own) or cfg.name
     return cfg
+
+
+def _own(hydra: Any) -> list[str]:
+    """What distinguishes a point of a sweeper that is not ours: what stands in the name of its directory."""
+    shared = set(hydra.job.config.override_dirname.exclude_keys)
+    typed = list(hydra.overrides.task)
+    parsed = OverridesParser.create().parse_overrides(typed)
+    return [o.input_line or "" for o in parsed if o.key_or_group not in shared] or typed
 
 
 def _run(cfg: DictConfig, run_dir: Path, outcome: Outcome) -> Outcome:
@@ -109,7 +118,7 @@ def _run(cfg: DictConfig, run_dir: Path, outcome: Outcome) -> Outcome:
     return replace(
         outcome,
         status=result.status,
-        score=result.score,
+        score=math.inf if math.isnan(result.score) else result.score,  # which no sweeper could compare
         error=result.summary.get("error"),
         exit_code=codes.get(result.status, 1),
         step=step,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,9 +22,6 @@ from lmxexp.sweep import ledger, points, session
 from lmxexp.sweep.composing import Composer, FrozenLoader
 from lmxexp.sweep.ledger import Entry, Ledger, Outcome, PointProcessError, locked, read_outcome, unprune, write_outcome
 from lmxexp.sweep.planner import Planned, Planner, sweep_directory
-
-_ROUNDS = 3
-"""Launches at most, where a launcher gave up because the process of one of its points died."""
 
 
 class GridSweeper(Sweeper):
@@ -94,9 +92,8 @@ class GridSweeper(Sweeper):
             self._launch(todo[start : start + size], directory, until)
 
     def _launch(self, todo: list[Planned], directory: Path, until: Mapping[str, int]) -> None:
-        for _ in range(_ROUNDS):
-            if not todo or (directory / ledger.STOP_FILE).exists():
-                return
+        """Launch until every point has begun: a launcher may give up because the process of one of them died."""
+        while todo and not (directory / ledger.STOP_FILE).exists():
             attempts = {point.entry.dir: _attempt(directory / point.entry.dir) for point in todo}
             lines = [self._freeze(point, until.get(point.entry.identity)) for point in todo]
             error = None
@@ -104,10 +101,14 @@ class GridSweeper(Sweeper):
                 returned: Sequence[Any] = self.launcher.launch(lines, initial_job_idx=0)
             except Exception as e:  # a worker of joblib's was killed, say
                 returned, error = [None] * len(todo), e
+            for point in todo:  # submitit and ray give up at the first that was killed, while others are at work
+                _wait_for(directory / point.entry.dir)
             for point, result in zip(todo, returned, strict=True):
                 _conclude(point.entry, directory / point.entry.dir, attempts[point.entry.dir], result, error)
+            if error is None:
+                return
             left = [point for point in todo if _attempt(directory / point.entry.dir) == attempts[point.entry.dir]]
-            if error is not None and len(left) == len(todo):
+            if len(left) == len(todo):
                 raise error
             todo = left
 
@@ -154,6 +155,14 @@ def _attempt(run_dir: Path) -> int:
     """How often the point has begun."""
     outcome = read_outcome(run_dir)
     return outcome.attempt if outcome else 0
+
+
+def _wait_for(run_dir: Path) -> None:
+    """Until no process is at work on a point."""
+    outcome = read_outcome(run_dir)
+    if outcome is not None and outcome.status == "running":
+        with locked(run_dir / ".lock", wait=math.inf, who=f"the point {run_dir}"):
+            pass
 
 
 def _conclude(entry: Entry, run_dir: Path, attempt: int, returned: Any, error: Exception | None) -> None:

@@ -7,6 +7,7 @@ import pytest
 from hydra.core.config_store import ConfigStore
 
 from lmxexp.compose import install
+from lmxexp.sweep.ledger import Outcome, PointProcessError, write_outcome
 
 from .conftest import Result
 
@@ -57,6 +58,12 @@ def test_a_launcher_that_nobody_has_is_a_mistake(no_plugins, cli):
     assert cli("-m", "seed=1,2", "hydra/launcher=jobli") == 1
     assert "hydra/launcher=jobli: no such kind; " in cli.err
     assert "pip" not in cli.err
+
+
+def test_a_plugin_that_is_installed_is_not_asked_for(cli):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs hydra-joblib-launcher")
+    assert cli("-m", "hydra/launcher=joblib", "sede=1,2") == 1
+    assert cli.err == "lmxexp: error: sede=1,2: no such key; did you mean seed?\n"
 
 
 def test_a_sweeper_of_others_is_watched_and_reported(cli, tmp_path):
@@ -112,6 +119,32 @@ def test_a_killed_point_of_a_sweeper_of_others_is_told_as_killed(cli, tmp_path):
     assert [o["status"] for o in outcomes] == ["ok", "killed"]
     assert outcomes[1]["error"] == "its process ended without a word"
     assert "killed   seed=2" in cli.out
+
+
+def test_optuna_goes_on_after_nan_and_after_a_process_that_died(cli, tmp_path, monkeypatch):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs hydra-optuna-sweeper")
+    from lmxexp.sweep import point
+
+    run_point = point.run_point
+
+    def dies(cfg, hydra, run_dir, **kwargs):
+        if hydra.job.num == 1:
+            write_outcome(run_dir, Outcome("", "running", overrides=["the second"]))
+            raise PointProcessError("its process was killed by signal 9 (SIGKILL)")  # as the launcher tells it
+        return run_point(cfg, hydra, run_dir, **kwargs)
+
+    monkeypatch.setattr(point, "run_point", dies)
+    cli.behave = lambda cfg, run_dir: Result(run_dir, "ok", math.nan if run_dir.name.startswith("0_") else 1.25)
+    assert cli("-m", "hparams_search=optuna", "hydra.sweeper.n_trials=4", "seed=7", "sweep=theirs") == 1
+    sweep = tmp_path / "outputs" / "sweeps" / "theirs"
+    outcomes = [json.loads(file.read_text()) for file in sorted(sweep.glob("*/outcome.json"))]
+    assert [(o["status"], o["score"]) for o in outcomes] == [
+        ("ok", "inf"),
+        ("killed", "inf"),
+        ("ok", 1.25),
+        ("ok", 1.25),
+    ]
+    assert "best_value: 1.25" in (sweep / "optimization_results.yaml").read_text()
 
 
 @pytest.mark.parametrize("asked", ["match=params", "tune=optim.learning_rate"])
