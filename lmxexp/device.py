@@ -9,11 +9,16 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
 
 GB = 1e9
+
+_put_aside = 0
+"""Bytes of the peak before the last `own_peak`, since the last reset."""
 
 
 def is_gpu() -> bool:
@@ -35,12 +40,30 @@ def recommended_memory_gb() -> float | None:
 
 def reset_peak_memory() -> None:
     """Starts a new measurement: peaks are the process's otherwise, and a sweep's jobs may share one."""
+    global _put_aside
+    _put_aside = 0
     mx.reset_peak_memory()
 
 
 def peak_memory_gb() -> float:
     """The most memory that MLX's arrays took since the last reset."""
-    return mx.get_peak_memory() / GB
+    return max(_put_aside, mx.get_peak_memory()) / GB
+
+
+@contextmanager
+def own_peak() -> Iterator[None]:
+    """What happens in here has a peak of its own: `peak_memory_gb` is as before once it is through.
+
+    In here, `reset_peak_memory` and `peak_memory_gb` measure as they do anywhere.
+    """
+    global _put_aside
+    before = max(_put_aside, mx.get_peak_memory())
+    reset_peak_memory()
+    try:
+        yield
+    finally:
+        mx.reset_peak_memory()
+        _put_aside = before
 
 
 def clear_cache() -> None:

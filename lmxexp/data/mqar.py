@@ -1,16 +1,15 @@
 """Multi-query associative recall: generated sequences that ask for values by their keys."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from lmxexp.data.corpus import fingerprint_of
-from lmxexp.data.sampling import EVAL_SEED, check_sizes, generator, rank_rows
+from lmxexp.data.generated import Generated
 from lmxexp.interfaces import Batch, ConfigError, Tokenizer
 
 
-class Mqar:
+class Mqar(Generated):
     """A sequence lists ``n_pairs`` keys, each followed by its value, and later shows every key again.
 
     Where a key is shown again its value is the target, and nothing else counts. The first half of the vocabulary are
@@ -45,7 +44,7 @@ class Mqar:
     once and repeated; here none is, and token 0, which is left free there, is a key like the others.
     """
 
-    reads_tokenizer = False
+    task = "mqar"
 
     def __init__(
         self,
@@ -60,7 +59,18 @@ class Mqar:
         tokenizer: Callable[..., Tokenizer] | None = None,
     ):
         del tokenizer
-        check_sizes(seq_len, batch_size, seed, max_eval_tokens)
+        self.n_pairs, self.power_a = n_pairs, power_a
+        super().__init__(
+            seq_len=seq_len,
+            batch_size=batch_size,
+            vocab_size=vocab_size,
+            n_eval=n_eval,
+            seed=seed,
+            max_eval_tokens=max_eval_tokens,
+        )
+
+    def settings(self) -> dict[str, Any]:
+        n_pairs, seq_len, vocab_size = self.n_pairs, self.seq_len, self.vocab_size
         if n_pairs < 1:
             raise ConfigError(f"data.n_pairs={n_pairs} must be at least 1")
         if seq_len < 4 * n_pairs:
@@ -74,41 +84,9 @@ class Mqar:
                 f"data.vocab_size={vocab_size} must be even and at least {2 * n_pairs}, for data.n_pairs={n_pairs} "
                 "different keys in its first half and as many values in its second"
             )
-        if n_eval < 1:
-            raise ConfigError(f"data.n_eval={n_eval} must be at least 1 example")
-        self.seq_len, self.batch_size, self.seed = seq_len, batch_size, seed
-        self.vocab_size, self.n_pairs, self.power_a, self.n_eval = vocab_size, n_pairs, power_a, n_eval
-        self.tokenizer: Tokenizer | None = None
-        self.eval_bytes: int | None = None
-        n_targets = n_eval * n_pairs
-        self._eval_targets = n_targets if max_eval_tokens is None else min(max_eval_tokens, n_targets)
-        self.fingerprint = fingerprint_of("mqar", 1, vocab_size, n_pairs, power_a, seq_len, n_eval, self._eval_targets)
-        self.record: dict[str, Any] = {
-            "fingerprint": self.fingerprint,
-            "vocab_size": vocab_size,
-            "n_pairs": n_pairs,
-            "power_a": power_a,
-            "eval_targets": self._eval_targets,
-            "eval_bytes": None,
-            "tokenizer": "none: the data is generated as tokens",
-        }
+        return {"n_pairs": n_pairs, "power_a": self.power_a}
 
-    def batch(self, index: int, *, rank: int = 0, world: int = 1) -> Batch:
-        mine = rank_rows(self.batch_size, rank, world)
-        whole = self._examples(generator(self.seed, index), self.batch_size)
-        return Batch(whole.inputs[mine], whole.targets[mine], whole.weights[mine])
-
-    def eval_batches(self) -> Iterator[Batch]:
-        n = -(-self._eval_targets // self.n_pairs)
-        # All at once, so that the examples do not depend on the batch size.
-        every = self._examples(generator(EVAL_SEED, 0), self.n_eval)
-        counted = np.cumsum(every.weights, dtype=np.int64).reshape(every.weights.shape) <= self._eval_targets
-        weights = every.weights * counted
-        for start in range(0, n, self.batch_size):
-            parts = (a[start : min(start + self.batch_size, n)] for a in (every.inputs, every.targets, weights))
-            yield Batch(*(_filled_up(part, self.batch_size) for part in parts))
-
-    def _examples(self, rng: np.random.Generator, rows: int) -> Batch:
+    def draw(self, rng: np.random.Generator, rows: int) -> Batch:
         half, n_context = self.vocab_size // 2, 2 * self.n_pairs
         keys = _distinct(rng, rows, self.n_pairs, half)
         values = half + _distinct(rng, rows, self.n_pairs, self.vocab_size - half)
@@ -147,7 +125,3 @@ def _distinct(rng: np.random.Generator, rows: int, n: int, high: int) -> np.ndar
         if not repeats.any():
             return drawn
         drawn[repeats] = rng.integers(0, high, size=int(repeats.sum()), dtype=np.int32)
-
-
-def _filled_up(rows: np.ndarray, n: int) -> np.ndarray:
-    return np.concatenate([rows, np.zeros((n - len(rows), *rows.shape[1:]), rows.dtype)])

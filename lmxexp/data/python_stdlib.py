@@ -65,8 +65,7 @@ def stdlib_root() -> Path:
 def stdlib_corpus(root: Path, val_fraction: float) -> Corpus:
     """The ``.py`` files under ``root``, cut in two."""
     check_fraction(val_fraction)
-    files = {name: (root / name).read_bytes() for name in _source_files(root)}
-    files = {name: data for name, data in files.items() if data}
+    files = {name: data for name in _source_files(root) if (data := (root / name).read_bytes())}
     if not files:
         raise ConfigError(
             f"data=python_stdlib finds no Python sources under {root}: this interpreter ships without them; take "
@@ -95,9 +94,9 @@ def _source_files(root: Path) -> list[str]:
     for directory, subdirectories, files in os.walk(root):
         # In place, so that installed packages, far larger than the library, are not walked.
         subdirectories[:] = [d for d in subdirectories if d not in _LEFT_OUT and not d.startswith(_LEFT_OUT_PREFIXES)]
-        for file in files:
-            if file.endswith(".py") and not file.startswith(_LEFT_OUT_PREFIXES):
-                names.append((Path(directory) / file).relative_to(root).as_posix())
+        parent = Path(directory).relative_to(root).as_posix()
+        prefix = "" if parent == "." else f"{parent}/"
+        names += [prefix + file for file in files if file.endswith(".py") and not file.startswith(_LEFT_OUT_PREFIXES)]
     return sorted(names)
 
 

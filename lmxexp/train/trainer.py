@@ -102,6 +102,7 @@ class Trainer:
         self.callbacks, self.logger = callbacks, logger
         self.run_dir, self.run_id = run_dir, run_id
         self.peak_flops = peak_flops
+        self.memory_limit_gb = settings.memory_limit_gb or device.recommended_memory_gb()  # None: nothing is known
         self.compute_dtype = DTYPES[precision] if precision == "mixed" else None
         self.precision = precision
         self.progress = Progress()
@@ -149,7 +150,6 @@ class Trainer:
                 tolerance=1e-4 if self.precision == "fp32" else 3e-2,
             )
         train_step = self._make_step(compile=self.settings.compile)
-        limit_gb = self.settings.memory_limit_gb or device.recommended_memory_gb()
         with self.signals:
             try:
                 if self.progress.unlogged is not None:  # stopped between a step and its line in the log
@@ -157,7 +157,7 @@ class Trainer:
                 batch = self.source.batch(self.step)
                 end = self.settings.steps if until is None else min(until, self.settings.steps)
                 while self.step < end:
-                    self._stop_if_asked()
+                    self.stop_if_asked()
                     start = time.perf_counter()
                     scalars = train_step(batch)
                     mx.async_eval(scalars, train_step.state)
@@ -165,7 +165,7 @@ class Trainer:
                     # The scalars are known before the update is through: the device goes on while the host looks.
                     mx.eval(scalars)
                     self.clock.add(time.perf_counter() - start)
-                    self._after_step(scalars, limit_gb)
+                    self._after_step(scalars)
                 if self.step < self.settings.steps:
                     self._pause()
                     return "paused"
@@ -182,12 +182,13 @@ class Trainer:
         self.paused_at = metrics
         self.save_checkpoint()
 
-    def _after_step(self, scalars: dict[str, mx.array], limit_gb: float | None) -> None:
+    def _after_step(self, scalars: dict[str, mx.array]) -> None:
         self.progress.step += 1
         self.progress.eval_loss = None
         loss = number(scalars["train/loss"])
         if not math.isfinite(loss):
             raise DivergedError(self._divergence(loss, number(scalars["train/lr"])))
+        limit_gb = self.memory_limit_gb
         if limit_gb is not None and device.peak_memory_gb() > limit_gb:
             raise MemoryLimitError(
                 f"peak memory {device.peak_memory_gb():.2f} GB is above the limit of {limit_gb:.2f} GB "
@@ -228,6 +229,11 @@ class Trainer:
         if progress.best_eval_loss is None or metrics["eval/loss"] < progress.best_eval_loss:
             progress.best_eval_loss, progress.best_eval_step = metrics["eval/loss"], self.step
         return metrics
+
+    def stop_if_asked(self) -> None:
+        """Ends the run after a signal; for callbacks that take long. Resumed, it calls the step's callbacks again."""
+        if self.signals.received is not None:
+            raise _Stopped
 
     def save_checkpoint(self) -> Path:
         """Write model, optimizer, random state and progress; see `lmxexp.train.checkpoint`."""
@@ -281,10 +287,6 @@ class Trainer:
         moved = get_random_state() != before
         set_random_state(before)
         return moved
-
-    def _stop_if_asked(self) -> None:
-        if self.signals.received is not None:
-            raise _Stopped
 
     def _divergence(self, loss: float, lr: float) -> str:
         last = checkpoint.newest(self.checkpoints)

@@ -33,6 +33,8 @@ def write_inputs(directory: Path) -> dict[str, dict[str, Any]]:
         "tinystories": {"name": "json", "data_files": {"train": str(rows), "validation": str(few)}},
         "python_stdlib": {"val_fraction": 0.2},
         "mqar": {"vocab_size": 64, "n_pairs": 3, "n_eval": 11},
+        "copying": {"vocab_size": 9, "n_eval": 11},
+        "induction": {"vocab_size": 7, "n_eval": 11},
     }
 
 
