@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from lmxexp import blas
+from tests.pythonpath import PYTHONPATH
 
 ROOT = Path(__file__).parents[1]
 linux_cpu = pytest.mark.skipif(
@@ -41,7 +42,7 @@ def python(script: str, *, choice: str = "auto", env: dict[str, str] | None = No
     """Runs a script in a fresh interpreter that starts with ``import lmxexp``; returns the JSON that it prints last."""
     start = "from lmxexp import blas" if start is None else start
     code = "\n".join(["import json", start, textwrap.dedent(script)])
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "LMXEXP_BLAS": choice, **(env or {})}
+    environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "LMXEXP_BLAS": choice, **(env or {})}
     environment.pop("LD_PRELOAD", None)
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, cwd=ROOT

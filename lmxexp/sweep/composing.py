@@ -10,7 +10,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_d
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
 from lmxexp.cli import conf
 
@@ -38,27 +38,25 @@ class Composer:
         """
         parsed = OverridesParser.create().parse_overrides(list(line))
         values = [o for o in parsed if _is_plain_value(o)]
-        if any(o.is_hydra_override() for o in parsed):  # these go into names and places too: Hydra knows where
+        # Overrides of Hydra's own go into names and places too, and groups on its own search path it alone sees.
+        if any(o.is_hydra_override() for o in parsed) or self._master.hydra.searchpath:
             return self._loader.load_sweep_config(self._master, list(line))
         chosen = tuple(text for text, o in zip(line, parsed, strict=True) if o not in values)
         if chosen not in self._bases:
             self._bases[chosen] = self._loader.load_sweep_config(self._master, list(chosen))
-        base = self._bases[chosen]
-        cfg = copy.deepcopy(base)
+        cfg = copy.deepcopy(self._bases[chosen])  # with the values of ${now:…}
         ConfigLoaderImpl._apply_overrides_to_config(values, cfg)
         cfg.hydra.overrides.task = [o.input_line for o in parsed]
         names = cfg.hydra.job.config.override_dirname
         cfg.hydra.job.override_dirname = get_overrides_dirname(
             overrides=parsed, kv_sep=names.kv_sep, item_sep=names.item_sep, exclude_keys=names.exclude_keys
         )
-        OmegaConf.copy_cache(from_config=base, to_config=cfg)
         return cfg
 
 
 def _is_plain_value(override: Override) -> bool:
     """``train.steps=5``: changes one value and no choice."""
-    key = override.key_or_group
-    return override.package is None and not override.is_hydra_override() and not conf.is_group(key.replace(".", "/"))
+    return not override.is_hydra_override() and not conf.is_group(override.key_or_group)
 
 
 class FrozenLoader(ConfigLoader):
@@ -76,8 +74,7 @@ class FrozenLoader(ConfigLoader):
         self._frozen: dict[tuple[str, ...], DictConfig] = {}
 
     def freeze(self, line: Sequence[str], cfg: DictConfig, *, subdir: str) -> None:
-        """Keep a point's configuration, with its directory below the sweep's."""
-        cfg = copy.deepcopy(cfg)
+        """Keep a point's configuration, which is the loader's from now on, with its directory below the sweep's."""
         with open_dict(cfg):
             cfg.hydra.sweep.subdir = subdir
         self._frozen[tuple(line)] = cfg
@@ -86,9 +83,7 @@ class FrozenLoader(ConfigLoader):
         frozen = self._frozen.get(tuple(sweep_overrides))
         if frozen is None:
             return self._loader.load_sweep_config(master_config, sweep_overrides)
-        cfg = copy.deepcopy(frozen)
-        OmegaConf.copy_cache(from_config=frozen, to_config=cfg)
-        return cfg
+        return copy.deepcopy(frozen)
 
     def load_configuration(self, *args: Any, **kwargs: Any) -> DictConfig:
         return self._loader.load_configuration(*args, **kwargs)

@@ -79,10 +79,10 @@ class Planner:
         Raises:
             ConfigError: all that is wrong, with any of the points.
         """
-        problems = _Problems(len(lines))
         first, _ = self._compose(lines[0])
         if first.tune.key is not None:
             lines = self._tuned(lines, first)
+        problems = _Problems(len(lines))
         points: list[_Composed] = []
         for line, own in zip(lines, varying(lines), strict=True):
             with problems.of(own):

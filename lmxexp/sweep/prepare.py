@@ -8,6 +8,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from lmxexp.cli.errors import refuse
+
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
     """Plain containers, interpolations resolved."""
@@ -55,16 +57,23 @@ class Preparation:
         from lmxexp.train.random_state import get_random_state, set_random_state
 
         config = config or resolved(cfg)
-        parts = {key: config[key] for key in ("model", "train", "optim", "schedule", "loss")}
-        key = json.dumps(parts, sort_keys=True, default=str)
+        vocab_size = self._source(cfg, config)[1]
+        kept = ("model", "train", "optim", "schedule", "loss", "callback", "logger")
+        key = json.dumps([vocab_size, *(config.get(part) for part in kept)], sort_keys=True, default=str)
         if key in self._built:
             return
         cfg = copy.deepcopy(cfg)  # instantiate resolves interpolations in place
         random_state = get_random_state()
         build(cfg.train)
-        build(cfg.model.net)(vocab_size=self._source(cfg, config)[1])  # arrays are made when they are looked at: never
+        model = build(cfg.model.net)(vocab_size=vocab_size)  # arrays are made when they are looked at: never
+        if model.max_len is not None and model.max_len < cfg.train.seq_len:
+            refuse(f"train.seq_len={cfg.train.seq_len}: the model has positions for {model.max_len} tokens alone")
+        build(cfg.model.init)
         build_optimizer(build(cfg.optim), build(cfg.schedule))
         build(cfg.loss)
+        for group in ("callback", "logger"):  # of which there may be none
+            if cfg.get(group):
+                build(cfg[group])
         set_random_state(random_state)
         self._built.add(key)
 

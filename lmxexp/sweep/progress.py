@@ -40,6 +40,7 @@ class _Point:
     at: dict[str, Any] | None = None
     """The last line of metrics.jsonl, of a point that runs."""
     said: tuple[int, str] | None = None
+    """Attempt and status that were told of, or that were there before the sweep."""
 
     @property
     def status(self) -> str:
@@ -73,12 +74,14 @@ class Monitor:
         self._points = {name: _Point(overrides, steps) for name, (overrides, steps) in points.items()}
         done = 0
         for name, point in self._points.items():
-            point.outcome = read_outcome(self._directory / name)
-            point.said = (point.outcome.attempt, point.outcome.status) if point.outcome else None
-            done += point.outcome is not None and point.outcome.final
+            before = read_outcome(self._directory / name)
+            point.said = (before.attempt, before.status) if before else None
+            if before is not None and before.final:  # what is not will begin anew: it waits
+                point.outcome = before
+                done += 1
         terminal = sys.stdout.isatty()
         # The stream as it is now: while a point runs in this process, sys.stdout is its log.
-        self._console = Console(file=sys.stdout, width=None if terminal else 120, highlight=False)
+        self._console = Console(file=sys.stdout, highlight=False)
         kept = f", {done} of them done before" if done else ""
         self._print(Text.assemble((f"sweep {self._directory.name}", "bold"), f"  {len(points)} points{kept}"))
         if terminal:
@@ -105,20 +108,19 @@ class Monitor:
     def _look(self) -> None:
         for name, point in (self._points or {}).items():
             directory = self._directory / name
-            if point.outcome is not None and point.outcome.final and point.said is not None:
+            if point.status in ("ok", "diverged"):
                 continue
-            point.outcome = read_outcome(directory)
-            if point.outcome is None:
+            outcome = read_outcome(directory)
+            if outcome is None or (outcome.attempt, outcome.status) == point.said:
                 continue
-            if point.outcome.status == "running":
+            point.outcome = outcome
+            if outcome.status == "running":
                 point.at = _last_line(directory / FILE_NAME)
                 continue
-            ended = (point.outcome.attempt, point.outcome.status)
-            if ended != point.said:
-                point.said, point.at = ended, None
-                if point.outcome.status != "paused":
-                    self._spent.append(point.outcome.seconds)
-                    self._say(point, directory)
+            point.said = (outcome.attempt, outcome.status)
+            if outcome.status != "paused":
+                self._spent.append(outcome.seconds)
+                self._say(point, directory)
 
     def _say(self, point: _Point, directory: Path) -> None:
         outcome = point.outcome
@@ -147,7 +149,7 @@ class Monitor:
     def _left(self) -> float | None:
         """Seconds, by the pace of the points that ended; None before the first."""
         points = list((self._points or {}).values())
-        rest = sum(p.status in ("waiting", "running", "paused") or p.said is None for p in points)
+        rest = sum(p.status in ("waiting", "running", "paused") for p in points)
         if not self._spent or not rest:
             return None
         at_once = max(1, sum(p.status == "running" for p in points))
@@ -167,7 +169,7 @@ class Monitor:
         if (left := self._left()) is not None:
             head.append(f", {_duration(left)} left")
         best = min(
-            (p for p in points if p.status == "ok"),
+            (p for p in points if p.status == "ok" and p.outcome and math.isfinite(p.outcome.score)),
             key=lambda p: p.outcome.score if p.outcome else math.inf,
             default=None,
         )
@@ -176,16 +178,19 @@ class Monitor:
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
         for column in ("running", "step", "train/loss", "eval/loss", "tok/s"):
             table.add_column(column, justify="left" if column == "running" else "right")
-        for point in [p for p in points if p.status == "running"][:_SHOWN]:
+        running = [p for p in points if p.status == "running"]
+        for point in running[:_SHOWN]:
             at = point.at or {}
             table.add_row(
-                point.name,
+                Text(point.name),
                 f"{at.get('step', 0)}/{point.steps}",
                 *(
                     _number(at.get(key), digits)
                     for key, digits in (("train/loss", 4), ("eval/loss", 4), ("perf/tokens_per_s", 0))
                 ),
             )
+        if len(running) > _SHOWN:
+            table.add_row(f"and {len(running) - _SHOWN} more")
         return Group(head, table)
 
 

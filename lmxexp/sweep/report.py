@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lmxexp.cli import errors
 from lmxexp.sweep.ledger import OUTCOME_FILE, Outcome, read_outcome
 from lmxexp.sweep.progress import STYLE
 
 POINTS_FILE = "points.csv"
+
+_MOST = 20
+"""Points that are shown of those that ended well, and of the others."""
 
 _NOT_REPEATABLE = ("seconds", "perf/", "mem/", "status", "error")
 """Entries of a summary that a repetition does not give again to the bit, or that stand in columns of their own."""
@@ -53,15 +58,14 @@ def rows_of(directory: Path, planned: Sequence[Any] | None) -> list[Row]:
     for path in directory.glob(f"*/{OUTCOME_FILE}"):
         number, outcome = path.parent.name.partition("_")[0], read_outcome(path.parent)
         if outcome is not None:
-            found.append(Row(int(number) if number.isdigit() else -1, path.parent, outcome.overrides, outcome))
+            found.append(Row(int(number) if number.isdecimal() else -1, path.parent, outcome.overrides, outcome))
     return sorted(found, key=lambda row: row.num)
 
 
 def exit_code(rows: Sequence[Row]) -> int:
     """0 if every point has a result and none failed, 1 otherwise; that of the signal which stopped the sweep."""
-    codes = [row.outcome.exit_code if row.outcome else 1 for row in rows]
-    signals = [code for code in codes if code > 1]
-    return signals[0] if signals else max(codes, default=0)
+    codes = [row.outcome.exit_code or int(not row.outcome.final) if row.outcome else 1 for row in rows]
+    return max(codes, default=0)  # 128 and the signal's number, above all others
 
 
 def write_points(directory: Path, rows: Sequence[Row]) -> Path:
@@ -77,7 +81,8 @@ def write_points(directory: Path, rows: Sequence[Row]) -> Path:
                 **_by_key(row.overrides),
                 "status": row.status,
                 "score": repr(score),
-                "reason": (row.outcome.error if row.outcome else None) or "",
+                # The same point of a sweep elsewhere, or that has been moved, has the same row.
+                "reason": _reason(row).replace(f"{row.run_dir}{os.sep}", ""),
                 **metrics,
             }
         )
@@ -93,24 +98,51 @@ def write_points(directory: Path, rows: Sequence[Row]) -> Path:
 
 
 def show(directory: Path, rows: Sequence[Row]) -> None:
-    """Print the points, best first, and the comparison of the arms where there is more than one."""
+    """Print the points, best first, and the comparison of the arms."""
     console = Console(width=None if os.isatty(1) else 120, highlight=False)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
     for column in ("#", "point", "status", "score", "reason"):
         table.add_column(column, justify="right" if column in ("#", "score") else "left", overflow="fold")
     by_score = lambda row: (row.status != "ok", row.outcome.score if row.outcome else math.inf)
-    for row in sorted(rows, key=by_score):
+    shown = sorted(rows, key=by_score)
+    if len(shown) > 2 * _MOST:
+        good, bad = ([row for row in shown if (row.status == "ok") == ok] for ok in (True, False))
+        shown = [*good[:_MOST], *bad[:_MOST]]
+    for row in shown:
         outcome = row.outcome
         table.add_row(
             str(row.num),
             Text(" ".join(row.overrides)),
             Text(row.status, style=STYLE.get(row.status, "")),
             f"{outcome.score:.4f}" if outcome and math.isfinite(outcome.score) else "",
-            Text((outcome.error if outcome else None) or ""),
+            Text(_reason(row)),
         )
     console.print(table)
+    if len(shown) < len(rows):
+        console.print(Text(f"and {len(rows) - len(shown)} more, in {POINTS_FILE}", style="dim"))
     place = os.path.relpath(directory)
-    console.print(Text(str(directory) if place.startswith("..") else place, style="dim"), soft_wrap=True)
+    place = str(directory) if place.startswith("..") else place
+    if sum(row.status == "ok" for row in rows) > 1:
+        _compare(directory, place, console)
+    console.print(Text.assemble(("everything is in ", "dim"), place), soft_wrap=True)
+
+
+def _compare(directory: Path, place: str, console: Console) -> None:
+    """The arms, over their seeds. The sweep is done, whatever cannot be said of it."""
+    from lmxexp.compare import table
+    from lmxexp.compare.comparison import compare
+
+    console.print()
+    try:
+        table.show(compare([directory]), console)
+        more = f"python -m lmxexp.compare {shlex.quote(place)}"
+        console.print(Text.assemble("\n", ("curves, plots and files: ", "dim"), more), soft_wrap=True)
+    except Exception as error:
+        errors.report(f"the arms could not be compared: {errors.describe(error)}")
+
+
+def _reason(row: Row) -> str:
+    return (row.outcome.error if row.outcome else None) or ""
 
 
 def _by_key(overrides: Sequence[str]) -> dict[str, str]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,9 @@ class SubprocessLauncher(Launcher):
             refuse(f"hydra.launcher.timeout={timeout} must be a positive number of seconds, or null")
         self.n_jobs, self.timeout = n_jobs, timeout
         self._running: set[subprocess.Popen[bytes]] = set()
-        self._stopping = threading.Event()
+        self._stopping = False
+        self._lock = threading.Lock()
+        """So that no process starts, unseen, while the others are told to stop."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
@@ -63,54 +67,64 @@ class SubprocessLauncher(Launcher):
         jobs = [self._compose(initial_job_idx + i, list(line)) for i, line in enumerate(job_overrides)]
         with _terminated_by_signals(), ThreadPoolExecutor(self.n_jobs) as pool:
             try:
-                return list(pool.map(self._run, jobs))
+                return list(pool.map(self._run, jobs))  # an exception cancels those that have not begun
             except BaseException:
-                self._stop(pool)
+                self._stop()
                 raise
 
-    def _compose(self, index: int, line: list[str]) -> DictConfig:
+    def _compose(self, index: int, line: list[str]) -> _Job:
         cfg = self.hydra_context.config_loader.load_sweep_config(self.config, line)
         with open_dict(cfg):
             cfg.hydra.job.id, cfg.hydra.job.num = str(index), index
-        return cfg
+        return _Job(cfg, _run_dir(cfg))  # here, because the threads share the one HydraConfig
 
-    def _run(self, cfg: DictConfig) -> JobReturn:
+    def _run(self, job: _Job) -> JobReturn:
         """One point, start to end, in a thread that waits for its process."""
-        run_dir = _run_dir(cfg)
-        run_dir.mkdir(parents=True, exist_ok=True)
-        job, answer = run_dir / ".job.pickle", run_dir / ".answer.pickle"
-        answer.unlink(missing_ok=True)
-        content = (Singleton.get_state(), self.hydra_context.callbacks, self.task_function, cfg)
-        job.write_bytes(cloudpickle.dumps(content))
+        file, answer = job.run_dir / ".job.pickle", job.run_dir / ".answer.pickle"
         try:
-            code = self._wait(job, answer, run_dir)
+            job.run_dir.mkdir(parents=True, exist_ok=True)
+            answer.unlink(missing_ok=True)
+            content = (Singleton.get_state(), self.hydra_context.callbacks, self.task_function, job.cfg)
+            file.write_bytes(cloudpickle.dumps(content))
+            code = self._wait(file, answer, job.run_dir)
             if answer.is_file():
                 return pickle.loads(answer.read_bytes())
-            failed = JobReturn(overrides=list(cfg.hydra.overrides.task), cfg=cfg, status=JobStatus.FAILED)
-            failed.return_value = PointProcessError(_end(code, self.timeout))
-            return failed
+            error: Exception = PointProcessError(_end(code, self.timeout))
+        except Exception as e:  # the disk is full, say: the other points go on
+            error = e
         finally:
-            job.unlink(missing_ok=True)
-            answer.unlink(missing_ok=True)
+            for path in (file, answer):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+        failed = JobReturn(overrides=list(job.cfg.hydra.overrides.task), cfg=job.cfg, status=JobStatus.FAILED)
+        failed.return_value = error
+        return failed
 
     def _wait(self, job: Path, answer: Path, run_dir: Path) -> int | None:
         """The process's exit code; None if it took too long."""
-        if self._stopping.is_set():
-            return -signal.SIGTERM
         command = [sys.executable, "-m", "lmxexp.sweep.worker", str(job), str(answer)]
-        with (run_dir / CONSOLE_FILE).open("ab") as output:
+        with (run_dir / CONSOLE_FILE).open("ab") as output, self._lock:
+            if self._stopping:
+                return -signal.SIGTERM
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=self._environment()
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=self._environment(),
+                # Ctrl-C reaches a group: it would ask twice for a stop, and so end the point without a checkpoint.
+                process_group=0,
             )
-        self._running.add(process)
+            self._running.add(process)
         try:
             return process.wait(self.timeout)
         except subprocess.TimeoutExpired:
-            process.kill()
+            _kill(process)
             process.wait()
             return None
         finally:
-            self._running.discard(process)
+            with self._lock:
+                self._running.discard(process)
 
     def _environment(self) -> dict[str, str]:
         path = os.pathsep.join([*(p or os.getcwd() for p in sys.path)])  # modules of the user's own, as they are here
@@ -118,16 +132,33 @@ class SubprocessLauncher(Launcher):
         shared = {"OPENBLAS_NUM_THREADS": threads} if self.n_jobs > 1 else {}
         return {**shared, **os.environ, "PYTHONPATH": path, "LMXEXP_PARENT": str(os.getpid())}
 
-    def _stop(self, pool: ThreadPoolExecutor) -> None:
-        self._stopping.set()
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in list(self._running):
+    def _stop(self) -> None:
+        with self._lock:
+            self._stopping = True
+            running = list(self._running)
+        for process in running:
             process.send_signal(signal.SIGTERM)
-        for process in list(self._running):
-            try:
-                process.wait(_GRACE_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
+        deadline = time.monotonic() + _GRACE_SECONDS
+        try:
+            for process in running:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0.0, deadline - time.monotonic()))
+        finally:  # time is up, or a second Ctrl-C
+            for process in running:
+                if process.poll() is None:
+                    _kill(process)
+
+
+@dataclass(frozen=True)
+class _Job:
+    cfg: DictConfig
+    run_dir: Path
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """With the processes that it has started itself."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _run_dir(cfg: DictConfig) -> Path:
@@ -150,7 +181,7 @@ def _end(code: int | None, timeout: float | None) -> str:
     return f"its process was killed by signal {-code} ({name}){hint}"
 
 
-@contextmanager
+@contextlib.contextmanager
 def _terminated_by_signals() -> Iterator[None]:
     """SIGTERM ends this process as Ctrl-C does: by an exception, so that its children are told."""
     if threading.current_thread() is not threading.main_thread():

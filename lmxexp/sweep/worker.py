@@ -17,6 +17,7 @@ _LOOK_SECONDS = 1.0
 
 def main(job: Path, answer: Path) -> None:
     """Run the pickled job and leave what Hydra's `run_job` returns."""
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.singleton import Singleton
     from hydra.core.utils import run_job, setup_globals
     from hydra.types import HydraContext
@@ -28,24 +29,16 @@ def main(job: Path, answer: Path) -> None:
     setup_globals()
     state, callbacks, task_function, cfg = pickle.loads(job.read_bytes())
     Singleton.set_state(state)
-    loader = state_loader(state)
     returned = run_job(
         task_function=task_function,
         config=cfg,
         job_dir_key="hydra.sweep.dir",
         job_subdir_key="hydra.sweep.subdir",
-        hydra_context=HydraContext(config_loader=loader, callbacks=callbacks),
+        hydra_context=HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=callbacks),
     )
     temporary = answer.with_suffix(".tmp")
     temporary.write_bytes(cloudpickle.dumps(returned))
     os.replace(temporary, answer)
-
-
-def state_loader(state: dict[type, object]):
-    """The configuration loader of the Hydra that sent the job."""
-    from hydra.core.global_hydra import GlobalHydra
-
-    return GlobalHydra.instance().config_loader()
 
 
 def _follow_parent(parent: int) -> None:

@@ -16,8 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from lmxexp.__main__ import main
 from lmxexp.identity import identity
 from lmxexp.sweep.prepare import Preparation
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.pythonpath import PYTHONPATH
 
 
 @dataclass
@@ -91,7 +90,7 @@ def lmxexp(tmp_path):
         done = subprocess.run(
             [sys.executable, "-m", module, *argv],
             cwd=cwd,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "WANDB_MODE": "disabled", **(env or {})},
+            env={**os.environ, "PYTHONPATH": PYTHONPATH, "WANDB_MODE": "disabled", **(env or {})},
             capture_output=True,
             text=True,
             timeout=240,

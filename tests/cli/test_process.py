@@ -4,11 +4,13 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from .conftest import ROOT
+from tests.pythonpath import PYTHONPATH
 
+ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("mlx", "datasets", "wandb", "matplotlib", "tokenizers", "torch", "rich", "pandas", "numpy")
 
 
@@ -19,7 +21,7 @@ def test_showing_a_configuration_is_quick_and_imports_nothing_heavy(tmp_path):
         f"print('HEAVY', [n for n in {HEAVY} if n in sys.modules], file=sys.stderr)\n"
         "sys.exit(code)"
     )
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, "PYTHONPATH": PYTHONPATH}
     before = os.times()
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
     after = os.times()
@@ -74,7 +76,7 @@ def test_bash_completes_short_names_and_the_users_kinds(tmp_path):
     done = subprocess.run(
         ["bash", str(script), *asked],
         cwd=tmp_path,
-        env={**os.environ, "PATH": f"{command.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PATH": f"{command.parent}:{os.environ['PATH']}", "PYTHONPATH": PYTHONPATH},
         capture_output=True,
         text=True,
     )

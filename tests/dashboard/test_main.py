@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from lmxexp.dashboard.__main__ import main
+from tests.pythonpath import PYTHONPATH
 
-ROOT = Path(__file__).parents[2]
 POINTS = [f"attention={kind} seed={seed}" for kind in ("mha", "gqa") for seed in (1, 2)]
 
 
@@ -24,7 +24,7 @@ def _run(*arguments: str | Path, timeout_s: float = 60.0, **options: Any) -> sub
 m.TIMEOUT_SECONDS = {timeout_s}
 sys.exit(m.main())"""
     options = {"stdin": subprocess.DEVNULL, "timeout": 60} | options
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    env = os.environ | {"PYTHONPATH": PYTHONPATH}
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.run(command, env=env, text=True, capture_output=True, check=False, **options)
 

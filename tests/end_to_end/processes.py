@@ -74,4 +74,6 @@ def assert_same_run(a: Path, b: Path) -> None:
         assert left.keys() == right.keys()
         for path, array in left.items():
             assert mx.array_equal(array, right[path], equal_nan=True).item(), f"{name}: {path}"
-    assert (a / "samples.txt").read_text() == (b / "samples.txt").read_text()
+    # A run that was stopped early, among others, has come to no sample.
+    samples = [path.read_text() if path.exists() else None for path in (a / "samples.txt", b / "samples.txt")]
+    assert samples[0] == samples[1]

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.processes import assert_same_run, lmxexp, small
+from tests.pythonpath import PYTHONPATH
 
-ROOT = Path(__file__).resolve().parents[2]
-ENV = {"OPENBLAS_NUM_THREADS": "1", "WANDB_MODE": "disabled", "PYTHONPATH": str(ROOT)}
+ENV = {"OPENBLAS_NUM_THREADS": "1", "WANDB_MODE": "disabled", "PYTHONPATH": PYTHONPATH}
 
 KINDS = '''
 import os

@@ -1,6 +1,6 @@
 """The whole sweep is killed, again and again at random moments; given again, the command comes to the same table."""
 
-import json
+import contextlib
 import os
 import random
 import signal
@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from lmxexp.sweep.ledger import OUTCOME_FILE, read_outcome
 from tests.end_to_end.processes import assert_same_run, lmxexp, small
+from tests.pythonpath import PYTHONPATH
 
-ROOT = Path(__file__).resolve().parents[2]
-ENV = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "WANDB_MODE": "offline", "PYTHONPATH": str(ROOT)}
+ENV = {"OPENBLAS_NUM_THREADS": "1", "WANDB_MODE": "offline", "PYTHONPATH": PYTHONPATH}
 GRID = ["attention=gqa,sliding", "seed=1,2"]
 
 
@@ -23,52 +24,65 @@ GRID = ["attention=gqa,sliding", "seed=1,2"]
 @pytest.mark.parametrize(
     ("kills", "how", "more"),
     [
-        (20, "group", ["logger=[jsonl,wandb]"]),
-        (5, "group", ["hydra/launcher=subprocess", "hydra.launcher.n_jobs=2"]),
+        (20, "all", ["logger=[jsonl,wandb]"]),
+        (5, "all", ["hydra/launcher=subprocess", "hydra.launcher.n_jobs=2"]),
         # Its points are left alone, and must not write beside those of the next command.
         (5, "parent", ["hydra/launcher=subprocess", "hydra.launcher.n_jobs=2"]),
-        (5, "group", ["hydra/sweeper=halving", "hydra.sweeper.factor=2"]),
+        (5, "all", ["hydra/sweeper=halving", "hydra.sweeper.factor=2"]),
     ],
     ids=["in process", "subprocesses", "parent of subprocesses", "halving"],
 )
 def test_killed_at_random_moments(kills, how, more, tmp_path):
-    command = ["-m", *small(tmp_path, "train.checkpoint_every=2", *GRID, *more)]
-    began = time.monotonic()
-    done = lmxexp(*command, "sweep=whole", cwd=tmp_path, **{k: ENV[k] for k in ("OPENBLAS_NUM_THREADS", "PYTHONPATH")})
+    command = ["-m", *small(tmp_path, "train.steps=24", "train.checkpoint_every=2", *GRID, *more)]
+    done = lmxexp(*command, "sweep=whole", cwd=tmp_path, **ENV)
     assert done.returncode == 0, done.stdout + done.stderr
-    seconds = time.monotonic() - began
+    whole, part = (tmp_path / "outputs" / "sweeps" / name for name in ("whole", "part"))
     rng = random.Random(0)
-    states = set()
-    for i in range(kills):
+    stages = []
+    for moment in sorted(rng.uniform(0, 0.9 * _steps(whole)) for _ in range(kills)):
         process = subprocess.Popen(
             [sys.executable, "-m", "lmxexp", *command, "sweep=part"],
             cwd=tmp_path,
-            env=ENV,
+            env={**os.environ, **ENV},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        # Each goes a little further than the last, so that every part of the sweep is hit.
-        time.sleep(seconds * rng.uniform(0.15, 0.35 + 0.5 * i / kills))
-        if how == "group":
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            process.kill()
-        process.wait()
-        states.add(_state(tmp_path / "outputs" / "sweeps" / "part"))
-    last = lmxexp(*command, "sweep=part", cwd=tmp_path, **{k: ENV[k] for k in ("OPENBLAS_NUM_THREADS", "PYTHONPATH")})
+        if _steps(part) >= moment:  # again before it gets anywhere
+            time.sleep(rng.uniform(0, 2))
+        while _steps(part) < moment and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.05))
+        assert process.poll() is None, f"nothing is left to kill, at {stages}"
+        _kill(process, children=how == "all")
+        stages.append(_steps(part))
+    last = lmxexp(*command, "sweep=part", cwd=tmp_path, **ENV)
     assert last.returncode == 0, last.stdout + last.stderr
-    whole, part = (tmp_path / "outputs" / "sweeps" / name for name in ("whole", "part"))
     assert (part / "points.csv").read_bytes() == (whole / "points.csv").read_bytes()
     for run in sorted(whole.glob("*_*")):
         assert_same_run(run, part / run.name)
-    assert len(states) > 2, "the kills came at different stages"
+    assert len(set(stages)) > kills // 3, f"the kills came at different stages, not at {stages}"
 
 
-def _state(sweep: Path) -> tuple[str, ...]:
-    """Of every point how far it was."""
-    states = []
-    for file in sorted(sweep.glob("*/outcome.json")):
-        steps = sorted(p.name for p in (file.parent / "checkpoints").glob("step_*"))
-        states.append(f"{file.parent.name} {json.loads(file.read_text())['status']} {steps[-1:]}")
-    return tuple(states)
+def _kill(process: subprocess.Popen, *, children: bool) -> None:
+    """With SIGKILL, its children first where they go too: they are in groups of their own."""
+    process.send_signal(signal.SIGSTOP)  # it starts no more of them
+    groups = {process.pid}
+    if children:
+        listed = subprocess.run(["ps", "-A", "-o", "pgid=,ppid="], capture_output=True, text=True, check=True).stdout
+        pairs = [tuple(map(int, line.split())) for line in listed.splitlines()]
+        groups |= {group for group, parent in pairs if parent == process.pid}
+    for group in groups:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
+    process.wait()
+
+
+def _steps(sweep: Path) -> int:
+    """How far all points together are, as their checkpoints and ends tell; those that have begun count one."""
+    total = 0
+    for file in sweep.glob(f"*/{OUTCOME_FILE}"):
+        outcome = read_outcome(file.parent)
+        saved = [int(p.name.removeprefix("step_")) for p in (file.parent / "checkpoints").glob("step_*")]
+        total += max([1, *saved, (outcome and outcome.step) or 0])
+    return total

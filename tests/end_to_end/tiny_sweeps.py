@@ -6,8 +6,7 @@ import subprocess
 from pathlib import Path
 
 from tests.end_to_end.processes import lmxexp
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.pythonpath import PYTHONPATH
 
 TINY = [
     "data=mqar",
@@ -66,7 +65,7 @@ def with_kinds(place: Path) -> Path:
 def sweep(place: Path, *overrides: str, name: str = "s") -> subprocess.CompletedProcess:
     """``lmxexp -m … sweep=NAME``; its processes find their home and their files in ``place``."""
     mine = ["--config-dir", "my"] if (place / "my").is_dir() else []
-    env = {"OPENBLAS_NUM_THREADS": "1", "WANDB_MODE": "disabled", "PYTHONPATH": str(ROOT), "HOME": str(place)}
+    env = {"OPENBLAS_NUM_THREADS": "1", "WANDB_MODE": "disabled", "PYTHONPATH": PYTHONPATH, "HOME": str(place)}
     return lmxexp("-m", *mine, *TINY, *overrides, f"sweep={name}", cwd=place, timeout=240, **env)
 
 

@@ -19,15 +19,15 @@ import pytest
 from lmxexp.logger.jsonl import read_metrics
 from lmxexp.logger.wandb_file import read_wandb_file
 from tests.logger.logging_process import metrics
+from tests.pythonpath import PYTHONPATH
 
 SCRIPT = Path(__file__).with_name("logging_process.py")
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("wandb_env")
 
 
 def _start(*jobs: dict[str, Any], **streams: Any) -> subprocess.Popen[str]:
     command = [sys.executable, str(SCRIPT), json.dumps(jobs, default=str)]
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    env = os.environ | {"PYTHONPATH": PYTHONPATH}
     options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, env=env, text=True, **(options | streams))
 
