@@ -85,12 +85,11 @@ def run(cfg: DictConfig, run_dir: str | Path | None = None, *, until: int | None
         MemoryLimitError, OSError: the run failed; its record says so, and its checkpoints stay.
     """
     planned = bool((cfg.get("sweep") or {}).get("identity"))  # and checked
-    if not planned:
+    if not planned:  # a planned point's is its own
         check(cfg)
-    cfg = copy.deepcopy(cfg)  # instantiate resolves interpolations in place
-    if not planned:
+        cfg = copy.deepcopy(cfg)  # instantiate resolves interpolations in place
         _leave_out_the_sweep(cfg)
-    unresolved = OmegaConf.to_yaml(cfg)
+    unresolved = run_files.to_yaml(cfg)
     if (warning := blas.warning()) is not None:
         print(warning, file=sys.stderr)
     directory = Path(cfg.resume or run_dir or run_files.new_run_dir(cfg))
