@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shlex
 import subprocess
@@ -79,6 +80,7 @@ def command_line(argv: Sequence[str]) -> str:
     return shlex.join([*start, *argv[1:]])
 
 
+@functools.cache  # a sweep's points start in one process
 def _version(package: str) -> str | None:
     try:
         return version(package)

@@ -33,7 +33,7 @@ class Console:
     with no control codes. While the bar is up, logging handlers that write to the same terminal write above it.
 
     Args:
-        config_tree: show the composed configuration when the run starts.
+        config_tree: show the composed configuration when the run starts; a sweep's points leave it to their files.
     """
 
     def __init__(self, config_tree: bool):
@@ -50,7 +50,7 @@ class Console:
             self._terminal = Terminal(width=None if is_terminal else _PLAIN_WIDTH, highlight=False)
         self._info = info
         self._clock = _Clock(info.total_steps)
-        if self.config_tree:
+        if self.config_tree and info.group is None:
             self._terminal.print(config_tree(info.config, info.name))
         self._print(_headline(info))
         if self._terminal.is_terminal:
