@@ -63,7 +63,7 @@ def write(
     card = read(paths, by)
     if show:
         print(table.aligned(table.rows(card)))
-        print("".join(f"\n{note}" for note in card.notes), end="\n" if card.notes else "")
+        print("".join(f"\n{line}" for line in (table.caveat(card), *card.notes) if line))
     folder = out or (Path(paths[0]) if len(paths) == 1 else Path("card"))
     folder.mkdir(parents=True, exist_ok=True)
     texts = {

@@ -62,6 +62,18 @@ def aligned(table: list[list[str]]) -> str:
     return "\n".join([line(table[0]), rule, *map(line, table[1:])])
 
 
+def caveat(card: Card) -> str:
+    """After how many steps the scores are, and what a low one does not say."""
+    steps = sorted({run.summary["step"] for m in card.mixers for run in m.runs if "step" in run.summary})
+    if not steps:
+        return ""
+    spoken = f"{steps[0]:,} to {steps[-1]:,}" if len(steps) > 1 else f"{steps[0]:,}"
+    return (
+        f"Scores are after {spoken} steps. A low one says that the task was not learned yet: train.steps=… gives more "
+        "time, tune=optim.learning_rate each mixer its own learning rate."
+    )
+
+
 def markdown(card: Card, pictures: list[str]) -> str:
     """The table, what it means, what is missing, and the pictures."""
     n = max((s.n for m in card.mixers for s in m.scores.values()), default=0)
@@ -73,6 +85,8 @@ def markdown(card: Card, pictures: list[str]) -> str:
         "includes weights and optimizer."
     )
     parts = ["# Capability card", aligned([[_escaped(c) for c in row] for row in rows(card)]), text]
+    if said := caveat(card):
+        parts.append(said)
     if card.commands:
         where = f", measured on {'; '.join(card.machines)}" if card.machines else ""
         parts.append(f"Made by {', '.join(f'`{command}`' for command in card.commands)}{where}.")

@@ -1,4 +1,4 @@
-"""What a sweep says at its end: every point in a table, in ``points.csv``, and the comparison of its arms."""
+"""What a sweep says at its end: its points, in ``points.csv`` too, and the comparison of its arms or a card."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import math
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,7 @@ def write_points(directory: Path, rows: Sequence[Row]) -> Path:
 
 
 def show(directory: Path, rows: Sequence[Row]) -> None:
-    """Print the points, best first, and the comparison of the arms."""
+    """Print the points, best first, and the comparison of the arms; where they have tasks, the card."""
     console = Console(width=None if os.isatty(1) else 120, highlight=False)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
     for column in ("#", "point", "status", "score", "reason"):
@@ -122,23 +122,42 @@ def show(directory: Path, rows: Sequence[Row]) -> None:
         console.print(Text(f"and {len(rows) - len(shown)} more, in {POINTS_FILE}", style="dim"))
     place = os.path.relpath(directory)
     place = str(directory) if place.startswith("..") else place
-    if sum(row.status == "ok" for row in rows) > 1:
-        _compare(directory, place, console)
+    if any(text.startswith("task=") for row in rows for text in row.overrides):
+        _say(_card, "the card could not be made", directory, place, console)
+    elif sum(row.status == "ok" for row in rows) > 1:
+        _say(_compare, "the arms could not be compared", directory, place, console)
     console.print(Text.assemble(("everything is in ", "dim"), place), soft_wrap=True)
 
 
+def _say(what: Callable[..., None], otherwise: str, directory: Path, place: str, console: Console) -> None:
+    """The sweep is done, whatever cannot be said of it."""
+    console.print()
+    try:
+        what(directory, shlex.quote(place), console)
+    except Exception as error:
+        errors.report(f"{otherwise}: {errors.describe(error)}")
+
+
 def _compare(directory: Path, place: str, console: Console) -> None:
-    """The arms, over their seeds. The sweep is done, whatever cannot be said of it."""
+    """The arms, over their seeds."""
     from lmxexp.compare import table
     from lmxexp.compare.comparison import compare
 
-    console.print()
-    try:
-        table.show(compare([directory]), console)
-        more = f"python -m lmxexp.compare {shlex.quote(place)}"
-        console.print(Text.assemble("\n", ("curves, plots and files: ", "dim"), more), soft_wrap=True)
-    except Exception as error:
-        errors.report(f"the arms could not be compared: {errors.describe(error)}")
+    table.show(compare([directory]), console)
+    more = f"python -m lmxexp.compare {place}"
+    console.print(Text.assemble("\n", ("curves, plots and files: ", "dim"), more), soft_wrap=True)
+
+
+def _card(directory: Path, place: str, console: Console) -> None:
+    """The mixers, over their tasks: what they score in one says nothing beside what they score in another."""
+    from lmxexp.card import table
+    from lmxexp.card.read import read
+
+    card = read([directory])
+    lines = [*table.aligned(table.rows(card)).splitlines(), "", table.caveat(card), *card.notes]
+    console.print(Text("\n".join(lines)), soft_wrap=True)
+    more = f"python -m lmxexp.card {place}"
+    console.print(Text.assemble("\n", ("pictures and files: ", "dim"), more), soft_wrap=True)
 
 
 def _reason(row: Row) -> str:

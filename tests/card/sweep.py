@@ -18,7 +18,19 @@ class Sweep:
         path.mkdir(parents=True, exist_ok=True)
 
     def add(
-        self, mixer, task, value, *, seed=1, status="ok", error=None, speeds=None, config=None, started="1", device=None
+        self,
+        mixer,
+        task,
+        value,
+        *,
+        seed=1,
+        status="ok",
+        error=None,
+        speeds=None,
+        config=None,
+        started="1",
+        device=None,
+        steps=300,
     ):
         """A point. ``value`` is its loss or accuracy, by the task; ``speeds`` metric to length to value."""
         number = len(self.points)
@@ -42,7 +54,9 @@ class Sweep:
         }
         (directory / "run.json").write_text(json.dumps(record))
         name = "eval/loss" if task == "lm" else "eval/accuracy"
-        (directory / "summary.json").write_text(json.dumps({"status": status, "eval/loss": 5.0, name: value}))
+        (directory / "summary.json").write_text(
+            json.dumps({"status": status, "step": steps, "eval/loss": 5.0, name: value})
+        )
         last = {f"speed/{m}/{n}": v for m, at in (speeds or {}).items() for n, v in at.items()}
         lines = [{"step": 1, "eval/loss": 6.0}, {"step": 2, **last}]
         (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

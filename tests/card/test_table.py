@@ -51,6 +51,18 @@ def test_the_table_lines_up(path):
     assert len({tuple(i for i, c in enumerate(line) if c == "|") for line in lines}) == 1
 
 
+def test_after_how_many_steps_the_scores_are_is_said(path, capsys):
+    assert table.caveat(read([path])).startswith("Scores are after 300 steps. A low one says")
+    sweep = Sweep(path.parent / "other")
+    sweep.add("mha", "lm", 2.0, steps=250)
+    sweep.add("mha", "copying", 0.5, steps=1000)
+    said = table.caveat(read([sweep.path]))
+    assert said.startswith("Scores are after 250 to 1,000 steps.")
+    assert main([str(sweep.path)]) == 0
+    assert said in capsys.readouterr().out
+    assert said in (sweep.path / "card.md").read_text()
+
+
 def test_the_command_writes_everything_and_says_what_is_missing(path, capsys):
     assert main([str(path)]) == 0
     out = capsys.readouterr().out

@@ -9,6 +9,7 @@ import pytest
 from lmxexp.sweep import report
 from lmxexp.sweep.ledger import Outcome, write_outcome
 from lmxexp.sweep.report import Row, exit_code, rows_of, show, write_points
+from tests.card.sweep import Sweep, measured
 from tests.sweep.arms import planned
 
 OK = Outcome("id", "ok", 1.5)
@@ -220,4 +221,25 @@ def test_arms_that_cannot_be_compared_do_not_spoil_the_sweep(row, tmp_path, caps
     show(tmp_path / "s", [row(0, ["seed=1"]), row(1, ["seed=2"])])
     out, err = capsys.readouterr()
     assert "the arms could not be compared: ZeroDivisionError: no luck" in err
+    assert out.splitlines()[-1].startswith("everything is in ")
+
+
+def test_points_of_several_tasks_are_a_card_and_not_compared(tmp_path, capsys, compared):
+    sweep = Sweep(tmp_path / "s")
+    for mixer, loss, accuracy in (("mha", 2.0, 0.99), ("linear", 2.5, 0.25)):
+        sweep.add(mixer, "lm", loss, speeds=measured())
+        sweep.add(mixer, "copying", accuracy)
+    show(sweep.path, [Row(p["num"], sweep.path / p["dir"], p["overrides"], OK) for p in sweep.points])
+    lines = printed(capsys)
+    assert compared == []
+    [header] = [line for line in lines if "copying %" in line]
+    assert [cell.strip() for cell in header.split("|")[1:5]] == ["mixer", "params", "lm loss", "copying %"]
+    assert any(line.startswith("| linear") and "25.0" in line for line in lines)
+    assert f"pictures and files: python -m lmxexp.card {sweep.path}" in lines
+
+
+def test_a_card_that_cannot_be_made_does_not_spoil_the_sweep(row, tmp_path, capsys):
+    show(tmp_path / "s", [row(0, ["task=lm"]), row(1, ["task=copying"])])
+    out, err = capsys.readouterr()
+    assert "the card could not be made: " in err
     assert out.splitlines()[-1].startswith("everything is in ")
