@@ -29,7 +29,7 @@ def sweep(directory: Path, points: int, steps: int, more: list[str]) -> tuple[fl
     command = [sys.executable, "-m", "lmxexp", "-m", f"seed={seeds}", f"train.steps={steps}", "logger=[console,jsonl]"]
     command += [f"hydra.sweep.dir={directory}", *more]
     start = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "WANDB_MODE": "disabled"})
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={"WANDB_MODE": "disabled", **os.environ})
     seconds = time.perf_counter() - start
     with (directory / "points.csv").open(newline="") as file:
         assert [row["status"] for row in csv.DictReader(file)] == ["ok"] * points

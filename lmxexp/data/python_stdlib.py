@@ -1,5 +1,6 @@
 """The source text of the Python standard library that runs this: real text that every machine has."""
 
+import functools
 import hashlib
 import io
 import os
@@ -48,7 +49,7 @@ class PythonStdlib(TokenStream):
         cache_dir: str = "~/.cache/lmxexp",
     ):
         super().__init__(
-            stdlib_corpus(stdlib_root(), val_fraction),
+            _kept_corpus(stdlib_root(), val_fraction),
             tokenizer=tokenizer,
             seq_len=seq_len,
             batch_size=batch_size,
@@ -86,6 +87,10 @@ def stdlib_corpus(root: Path, val_fraction: float) -> Corpus:
             "validation_files": len(held_out),
         },
     )
+
+
+# A sweep asks twice a point, and the library of a running interpreter stays as it is.
+_kept_corpus = functools.lru_cache(maxsize=1)(stdlib_corpus)
 
 
 def _source_files(root: Path) -> list[str]:
