@@ -16,6 +16,8 @@ import pytest
 from lmxexp.dashboard.__main__ import main
 from tests.pythonpath import PYTHONPATH
 
+pytest.importorskip("wandb_workspaces", reason="pip install 'lmxexp[dashboard]'")
+
 POINTS = [f"attention={kind} seed={seed}" for kind in ("mha", "gqa") for seed in (1, 2)]
 
 

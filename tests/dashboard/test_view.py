@@ -14,6 +14,8 @@ from lmxexp.dashboard import view
 from lmxexp.dashboard.contents import Contents, Varied, read
 from lmxexp.logger.wandb_file import WandbFile, read_wandb_file
 
+pytest.importorskip("wandb_workspaces", reason="pip install 'lmxexp[dashboard]'")
+
 ATTENTION = Varied("choices.attention", "attention", grouped=True, log=False)
 RATE = Varied("optim.learning_rate", "optim.learning_rate", grouped=True, log=True)
 SEED = Varied("seed", "seed", grouped=False, log=False)
