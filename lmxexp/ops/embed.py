@@ -61,3 +61,22 @@ def _embed_vjp(primals, cotangent, output):
     table, ids = primals
     rows = cotangent.reshape(-1, table.shape[1])
     return sum_rows(rows, ids.reshape(-1), table.shape[0]), mx.zeros_like(ids)
+
+
+@_embed.vmap
+def _embed_of_several(inputs, axes):
+    # Or the gradient of what is mapped would be MLX's own.
+    n = next(x.shape[axis] for x, axis in zip(inputs, axes, strict=True) if axis is not None)
+    own = (
+        mx.broadcast_to(x, (n, *x.shape)) if axis is None else mx.moveaxis(x, axis, 0)
+        for x, axis in zip(inputs, axes, strict=True)
+    )
+    return _of_several(*own), 0
+
+
+_of_several = own_gradient(mx.vmap(_embed.function))
+
+
+@_of_several.vjp
+def _of_several_vjp(primals, cotangent, output):
+    return mx.vmap(_embed_vjp, in_axes=((0, 0), 0, 0))(primals, cotangent, output)

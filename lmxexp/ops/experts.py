@@ -75,6 +75,11 @@ def _copy_vjp(primals, cotangent, output):
     return cotangent[place].reshape(x.shape[0], -1, x.shape[1]).sum(axis=1), mx.zeros_like(source), mx.zeros_like(place)
 
 
+@_copy.vmap
+def _copy_of_several(inputs, axes):
+    return _as_one(_copy, inputs, axes)
+
+
 @own_gradient
 def _permute(rows: mx.array, order: mx.array, inverse: mx.array) -> mx.array:
     return rows[order]
@@ -84,3 +89,21 @@ def _permute(rows: mx.array, order: mx.array, inverse: mx.array) -> mx.array:
 def _permute_vjp(primals, cotangent, output):
     _, order, inverse = primals
     return cotangent[inverse], mx.zeros_like(order), mx.zeros_like(inverse)
+
+
+@_permute.vmap
+def _permute_of_several(inputs, axes):
+    return _as_one(_permute, inputs, axes)
+
+
+def _as_one(move, inputs, axes):
+    """What is mapped over stands one after another, as if it were more tokens; or the gradient would be MLX's own."""
+    n = next(x.shape[axis] for x, axis in zip(inputs, axes, strict=True) if axis is not None)
+    rows, *orders = (
+        mx.broadcast_to(x, (n, *x.shape)) if axis is None else mx.moveaxis(x, axis, 0)
+        for x, axis in zip(inputs, axes, strict=True)
+    )
+    n_copies = orders[0].shape[1]
+    first = (mx.arange(n) * n_copies).astype(orders[0].dtype)[:, None]
+    moved = move(mx.flatten(rows, 0, 1), *((order + first).reshape(-1) for order in orders))
+    return mx.unflatten(moved, 0, (n, n_copies)), 0

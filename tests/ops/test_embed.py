@@ -33,3 +33,23 @@ def test_gradient(limit, monkeypatch):
     assert mx.abs(draws[0] - want).max().item() < 1e-4
     assert all(mx.array_equal(d, draws[0]).item() for d in draws)
     assert mx.array_equal(embed(table, ids), table[ids]).item()
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 26], ids=["by runs", "one-hot"])
+@pytest.mark.parametrize("shared", ["nothing", "table", "ids"])
+def test_mapped_it_keeps_its_gradient(limit, shared, monkeypatch):
+    """Each member's is what it would be alone, and comes from the ordered sum."""
+    monkeypatch.setattr(module, "ONE_HOT_LIMIT", limit)
+    table = mx.random.normal((3, 11, 4), key=mx.random.key(5))
+    ids = mx.random.randint(0, 11, (3, 2, 50), key=mx.random.key(6))
+    axes = (None if shared == "table" else 0, None if shared == "ids" else 0)
+    table, ids = (x[0] if axis is None else x for x, axis in zip((table, ids), axes, strict=True))
+    sums = []
+    monkeypatch.setattr(module, "sum_rows", lambda *args: sums.append(args) or sum_rows(*args))
+    of_one = lambda t, i: (module._embed(t, i) ** 3).sum()
+    got = mx.grad(lambda t: mx.vmap(of_one, in_axes=axes)(t, ids).sum())(table)
+    assert len(sums) == 1
+    one = lambda x, i, axis: x if axis is None else x[i]
+    each = [mx.grad(of_one)(one(table, i, axes[0]), one(ids, i, axes[1])) for i in range(3)]
+    want = sum(each) if axes[0] is None else mx.stack(each)
+    assert mx.abs(got - want).max().item() <= (1e-4 if axes[0] is None else 0.0)
