@@ -263,6 +263,8 @@ class RunInfo:
     """The sweep's name."""
     job_type: str = "run"
     """``run``, or how the sweep that the run is a point of chooses its points: grid, random, halving, …"""
+    side_by_side: bool = False
+    """Whether other runs are under way in this process, each with loggers of its own."""
 
 
 class Logger(Protocol):

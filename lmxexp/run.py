@@ -27,6 +27,7 @@ from lmxexp.optim.build import build_optimizer
 from lmxexp.record import environment_record
 from lmxexp.tokenizer.load import load as load_tokenizer
 from lmxexp.train import checkpoint, precision
+from lmxexp.train.drive import Steps, alone
 from lmxexp.train.trainer import DivergedError, Trainer
 
 
@@ -73,12 +74,20 @@ def build_model(cfg: DictConfig, *, vocab_size: int) -> LanguageModel:
 
 
 def run(cfg: DictConfig, run_dir: str | Path | None = None, *, until: int | None = None) -> RunResult:
+    """Train and score a configuration, and leave a record of it: `run_steps`, which computes its own steps."""
+    return alone(run_steps(cfg, run_dir, until=until))
+
+
+def run_steps(
+    cfg: DictConfig, run_dir: str | Path | None = None, *, until: int | None = None, side_by_side: bool = False
+) -> Steps[RunResult]:
     """Train and score what ``cfg`` (from `lmxexp.compose`) describes, and leave a record of it.
 
     Args:
         cfg: composed configuration. With ``cfg.resume`` the run in that directory goes on.
         run_dir: where everything is written; None: a new directory under ``outputs/runs``.
         until: pause after so many steps, with a checkpoint from which the run goes on as if it had not; None: no pause.
+        side_by_side: whether other runs are under way in this process.
 
     Raises:
         ConfigError: a setting that cannot work; nothing was trained.
@@ -171,8 +180,9 @@ def run(cfg: DictConfig, run_dir: str | Path | None = None, *, until: int | None
         tags=list(cfg.tags),
         group=sweep.get("name"),
         job_type=sweep.get("mode") or "run",
+        side_by_side=side_by_side,
     )
-    return _fit(trainer, logger, info, until)
+    return (yield from _fit(trainer, logger, info, until))
 
 
 @functools.cache
@@ -189,13 +199,13 @@ def _leave_out_the_sweep(cfg: DictConfig) -> None:
             (cfg.get("choice") or {}).pop(key, None)
 
 
-def _fit(trainer: Trainer, logger: Loggers, info: RunInfo, until: int | None) -> RunResult:
+def _fit(trainer: Trainer, logger: Loggers, info: RunInfo, until: int | None) -> Steps[RunResult]:
     """Train, and whatever happens leave a summary with a status."""
     status, error = "failed", None
     start = time.perf_counter()
     try:
         logger.start(info)
-        status = trainer.fit(until)
+        status = yield from trainer.steps(until)
     except DivergedError as e:
         status, error = "diverged", str(e)
     except BaseException as e:
@@ -205,7 +215,10 @@ def _fit(trainer: Trainer, logger: Loggers, info: RunInfo, until: int | None) ->
         summary = {"status": status, "error": error, **_summary(trainer), "seconds": time.perf_counter() - start}
         try:
             run_files.write_json(info.run_dir / "summary.json", summary)
-            run_files.write_json(info.run_dir / "run.json", {**info.record, "status": status, "error": error})
+            population = {"population": trainer.n_members} if trainer.n_members > 1 else {}  # what its speed is of
+            run_files.write_json(
+                info.run_dir / "run.json", {**info.record, **population, "status": status, "error": error}
+            )
         except OSError as e:
             if error is None:
                 raise

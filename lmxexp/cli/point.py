@@ -88,6 +88,16 @@ class Points:
             raise SystemExit(outcome.exit_code)
         return outcome.score
 
+    def steps(self, cfg: DictConfig, run_dir: Path) -> tuple[Any, Any]:
+        """A point of a sweep, and its output, for whoever computes its steps and others' (`lmxexp.train.drive`)."""
+        from lmxexp.sweep.ledger import CONSOLE_FILE
+        from lmxexp.sweep.point import Output, point_steps
+
+        sys.argv[:] = self.argv
+        output = Output(run_dir / CONSOLE_FILE)
+        hydra = HydraConfig.get()
+        return point_steps(cfg, hydra, run_dir, output, traceback=self.traceback, side_by_side=True), output
+
     def finish(self) -> int:
         """Report what is left to report of a single run; the exit code of the process."""
         if self.outcome is None:

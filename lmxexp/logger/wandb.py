@@ -166,7 +166,7 @@ class Wandb:
         if mode != "offline":
             try:
                 set_up()
-                if wandb.run is not None:
+                if wandb.run is not None and not info.side_by_side:
                     wandb.run.finish()
                 if logged_in():
                     run = self._init_as("online", info)
@@ -203,7 +203,8 @@ class Wandb:
             tags=info.tags,
             config=config,
             dir=info.run_dir,
-            reinit="finish_previous",  # the default returns the previous job's run in silence
+            # The default returns the previous job's run in silence.
+            reinit="create_new" if info.side_by_side else "finish_previous",
             settings=wandb.Settings(
                 silent=True,
                 console="off",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import mlx.core as mx
 
@@ -51,7 +52,10 @@ class Adam(FullPrecision):
         root_mean_square = mx.sqrt(state["v"]) * once(mx.rsqrt(self._weight_so_far(beta2)))
         return rate * state["m"] / (root_mean_square + self.eps)
 
-    def _weight_so_far(self, beta: float) -> mx.array:
+    def _weight_so_far(self, beta: Any) -> mx.array:
         """``1 - beta**step``, exact to fp32 where beta is close to 1."""
-        log_beta = math.log(beta) if beta else -math.inf
+        if isinstance(beta, int | float):
+            log_beta = math.log(beta) if beta else -math.inf
+        else:
+            log_beta = beta.log()  # of the members of a population, see `lmxexp.population`
         return -mx.expm1(self.step.astype(mx.float32) * log_beta)

@@ -8,7 +8,6 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,23 @@ from lmxexp.identity import SWEEP_NODES
 from lmxexp.sweep.ledger import CONSOLE_FILE, STOP_FILE, Outcome, locked, read_outcome, write_outcome
 from lmxexp.sweep.prepare import Preparation
 from lmxexp.sweep.session import mode_of
+from lmxexp.train.drive import Steps, alone
 
 
 def run_point(cfg: DictConfig, hydra: Any, run_dir: Path, *, traceback: bool = False) -> Outcome:
+    """Run a point by itself: `point_steps`, which computes its own steps."""
+    return alone(point_steps(cfg, hydra, run_dir, Output(run_dir / CONSOLE_FILE), traceback=traceback))
+
+
+def point_steps(
+    cfg: DictConfig,
+    hydra: Any,
+    run_dir: Path,
+    output: Output,
+    *,
+    traceback: bool = False,
+    side_by_side: bool = False,
+) -> Steps[Outcome]:
     """Run a point, or go on with it where its process was stopped or killed.
 
     A point that has its result is not run again. What it prints goes to ``console.log`` in its directory: the terminal
@@ -35,7 +48,9 @@ def run_point(cfg: DictConfig, hydra: Any, run_dir: Path, *, traceback: bool = F
         cfg: composed, without ``hydra``; of our sweepers planned, of others as Hydra composed it.
         hydra: Hydra's own node.
         run_dir: of the point.
+        output: where its prints go.
         traceback: whether to print the whole traceback of an error.
+        side_by_side: whether other points are under way in this process.
 
     Returns:
         How it ended. Never raises an ``Exception``.
@@ -59,9 +74,9 @@ def run_point(cfg: DictConfig, hydra: Any, run_dir: Path, *, traceback: bool = F
             if before is not None:
                 outcome = replace(outcome, attempt=before.attempt + 1, rungs=before.rungs, seconds=before.seconds)
             write_outcome(run_dir, replace(outcome, status="running", exit_code=0))
-            with _output_to(run_dir / CONSOLE_FILE):
+            with output:
                 try:
-                    outcome = _run(cfg, run_dir, outcome)
+                    outcome = yield from _run(cfg, run_dir, outcome, side_by_side)
                 except Exception as error:
                     outcome = replace(outcome, error=_describe(error, run_dir, traceback))
             outcome = replace(outcome, seconds=outcome.seconds + time.monotonic() - began)
@@ -101,9 +116,9 @@ def _own(hydra: Any) -> list[str]:
     return [o.input_line or "" for o in parsed if o.key_or_group not in shared] or typed
 
 
-def _run(cfg: DictConfig, run_dir: Path, outcome: Outcome) -> Outcome:
+def _run(cfg: DictConfig, run_dir: Path, outcome: Outcome, side_by_side: bool) -> Steps[Outcome]:
     from lmxexp import run_files
-    from lmxexp.run import run
+    from lmxexp.run import run_steps
 
     if (run_dir / "run.json").is_file():
         known = run_files.load_record(run_dir).get("identity")
@@ -111,7 +126,8 @@ def _run(cfg: DictConfig, run_dir: Path, outcome: Outcome) -> Outcome:
             errors.refuse(f"{run_dir} holds another run ({known}): give the sweep another name, sweep=NAME")
         with open_dict(cfg):
             cfg.resume = str(run_dir)
-    result = run(cfg, run_dir=run_dir, until=cfg.sweep.get("until"))
+    until = cfg.sweep.get("until")
+    result = yield from run_steps(cfg, run_dir=run_dir, until=until, side_by_side=side_by_side)
     codes = {"ok": 0, "paused": 0, "stopped": 128 + (result.signal or signal.SIGTERM)}
     step = result.summary.get("step")
     rungs = {**outcome.rungs, **({str(step): result.score} if result.status == "paused" else {})}
@@ -133,18 +149,33 @@ def _describe(error: Exception, run_dir: Path, traceback: bool) -> str:
     return message
 
 
-@contextlib.contextmanager
-def _output_to(path: Path) -> Iterator[None]:
-    """What is printed and logged goes to a file."""
-    streams = (sys.stdout, sys.__stdout__, sys.stderr, sys.__stderr__)
-    with path.open("a", encoding="utf-8", buffering=1) as file:
-        handlers = [
-            h for h in logging.getLogger().handlers if isinstance(h, logging.StreamHandler) and h.stream in streams
-        ]
-        before = [h.setStream(file) for h in handlers]
-        try:
-            with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-                yield
-        finally:
-            for handler, stream in zip(handlers, before, strict=True):
-                handler.setStream(stream)
+class Output:
+    """While it is entered, what is printed and logged goes to a file; a point that waits for its step lets go of it."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._file: Any = None
+        self._undo = contextlib.ExitStack()
+
+    def __enter__(self) -> None:
+        self._file = self._path.open("a", encoding="utf-8", buffering=1)
+        self.resume()
+
+    def __exit__(self, *_: object) -> None:
+        self.suspend()
+        self._file.close()
+        self._file = None
+
+    def suspend(self) -> None:
+        self._undo.close()
+
+    def resume(self) -> None:
+        if self._file is None:
+            return
+        streams = (sys.stdout, sys.__stdout__, sys.stderr, sys.__stderr__)
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, logging.StreamHandler) and handler.stream in streams:
+                self._undo.callback(handler.setStream, handler.stream)
+                handler.setStream(self._file)
+        self._undo.enter_context(contextlib.redirect_stdout(self._file))
+        self._undo.enter_context(contextlib.redirect_stderr(self._file))

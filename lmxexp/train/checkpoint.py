@@ -129,15 +129,21 @@ def best(directory: Path) -> Path | None:
     return min(evaluated, key=lambda pair: pair[0])[1] if evaluated else None
 
 
+def discard(path: Path) -> None:
+    """Delete a checkpoint."""
+    # Renamed first: a half-deleted checkpoint must not look like one.
+    doomed = path.with_name(f".tmp-{path.name}-old")
+    shutil.rmtree(doomed, ignore_errors=True)
+    os.replace(path, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
 def prune(directory: Path, keep: int) -> None:
     """Delete all but the ``keep`` newest and the best, and what a killed run left half-written."""
     kept = {*sorted(directory.glob("step_*"))[-keep:], best(directory)}
     for path in directory.glob("step_*"):
         if path not in kept:
-            # Renamed first: a half-deleted checkpoint must not look like one.
-            doomed = path.with_name(f".tmp-{path.name}-old")
-            shutil.rmtree(doomed, ignore_errors=True)
-            os.replace(path, doomed)
+            discard(path)
     for path in directory.glob(".tmp-*"):
         shutil.rmtree(path, ignore_errors=True)
 

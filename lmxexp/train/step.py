@@ -92,9 +92,7 @@ class TrainStep:
 
     def _update(self, params: Any, gradient: Any, loss: mx.array, aux: Aux) -> Arrays:
         norm = global_norm(gradient)
-        if self.max_grad_norm is not None:
-            factor = once(mx.minimum(self.max_grad_norm / (norm + 1e-6), 1.0))
-            gradient = tree_map(lambda g: g * factor.astype(g.dtype), gradient)
+        gradient = clipped(gradient, norm, self.max_grad_norm)
         self.model.update(self.optimizer.apply_gradients(gradient, params))
         self.model.after_update(aux)
         shown = {f"train/{name}": value for name, value in aux.items() if name not in ("nll", "n_targets")}
@@ -149,6 +147,14 @@ def global_norm(tree: Any) -> mx.array:
     for a in by_path(tree).values():
         total = total + a.astype(mx.float32).square().sum()
     return mx.sqrt(total)
+
+
+def clipped(gradient: Any, norm: mx.array, max_norm: float | None) -> Any:
+    """A tree of gradients whose `global_norm` is ``norm``, scaled down to ``max_norm`` if that is less."""
+    if max_norm is None:
+        return gradient
+    factor = once(mx.minimum(max_norm / (norm + 1e-6), 1.0))
+    return tree_map(lambda g: g * factor.astype(g.dtype), gradient)
 
 
 def _add(total: Any, part: Any) -> Any:

@@ -1,8 +1,7 @@
 """The training loop."""
 
 import math
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from lmxexp.interfaces import Callback, Logger, Loss, Source
 from lmxexp.model.language_model import LanguageModel
 from lmxexp.ops.trees import number, numbers
 from lmxexp.train import checkpoint
+from lmxexp.train.drive import Steps, alone
 from lmxexp.train.evaluator import Evaluator
 from lmxexp.train.precision import DTYPES
 from lmxexp.train.random_state import get_random_state, set_random_state
@@ -110,6 +110,12 @@ class Trainer:
         self.history: list[dict[str, float]] = []  # what was logged, of a resumed run from its beginning
         self.clock = StepClock()
         self.signals = StopSignals()
+        self.n_members = 1
+        """Runs that are trained in the same step."""
+        self.fetch: Callable[[], None] | None = None
+        """Where the steps are computed elsewhere: puts the state of now into model, optimizer and random state."""
+        self.fetched_at: int | None = None
+        """The step that it was last called at: since then the state here is as new as there."""
         self.evaluator = Evaluator(model, loss, source, compute_dtype=self.compute_dtype, compile=settings.compile)
 
     @property
@@ -131,7 +137,11 @@ class Trainer:
         return self.run_dir / "checkpoints"
 
     def fit(self, until: int | None = None) -> str:
-        """Train to the end, or to step ``until`` if that comes before it.
+        """Train to the end, or to step ``until`` if that comes before it; see `steps`."""
+        return alone(self.steps(until))
+
+    def steps(self, until: int | None = None) -> Steps[str]:
+        """The run without the computation of its steps, which it asks for.
 
         Returns:
             ``ok``; ``paused`` after ``until`` steps, with a checkpoint and an evaluation in ``paused_at``; ``stopped``
@@ -144,28 +154,21 @@ class Trainer:
         self.model.train()
         if self.settings.self_test:
             self_test(
-                self._make_step,
+                self.make_step,
                 self.source,
                 dropout=self._draws_random_numbers(),
                 tolerance=1e-4 if self.precision == "fp32" else 3e-2,
             )
-        train_step = self._make_step(compile=self.settings.compile)
         with self.signals:
             try:
                 if self.progress.unlogged is not None:  # stopped between a step and its line in the log
                     self._report(self.progress.unlogged)
-                batch = self.source.batch(self.step)
                 end = self.settings.steps if until is None else min(until, self.settings.steps)
                 while self.step < end:
                     self.stop_if_asked()
-                    start = time.perf_counter()
-                    scalars = train_step(batch)
-                    mx.async_eval(scalars, train_step.state)
-                    batch = self.source.batch(self.step + 1)  # on the host, while the device computes
-                    # The scalars are known before the update is through: the device goes on while the host looks.
-                    mx.eval(scalars)
-                    self.clock.add(time.perf_counter() - start)
-                    self._after_step(scalars)
+                    stepped = yield self
+                    self.clock.add(stepped.seconds)
+                    self._after_step(stepped.scalars)
                 if self.step < self.settings.steps:
                     self._pause()
                     return "paused"
@@ -175,6 +178,7 @@ class Trainer:
         return "ok"
 
     def _pause(self) -> None:
+        self._fetch_state()
         # The evaluation is no part of the run: its log and its best checkpoint stay those of one that never paused.
         metrics = self.evaluator(should_stop=lambda: self.signals.received is not None)
         if metrics is None:
@@ -202,6 +206,8 @@ class Trainer:
         """Callbacks, then the line in the log, then what must not stand without that line."""
         self.progress.unlogged = dict(metrics)
         due = [c for c in self.callbacks.values() if self._is_due(c)]
+        if due:
+            self._fetch_state()
         for callback in due:
             if not callback.after_log:
                 metrics |= callback(self)
@@ -213,6 +219,11 @@ class Trainer:
         for callback in due:
             if callback.after_log:
                 callback(self)
+
+    def _fetch_state(self) -> None:
+        if self.fetch is not None and self.fetched_at != self.step:
+            self.fetch()
+            self.fetched_at = self.step
 
     def _is_due(self, callback: Callback) -> bool:
         if self.step == self.settings.steps and callback.at_end:
@@ -237,6 +248,7 @@ class Trainer:
 
     def save_checkpoint(self) -> Path:
         """Write model, optimizer, random state and progress; see `lmxexp.train.checkpoint`."""
+        self._fetch_state()
         state = {**asdict(self.progress), "random_state": get_random_state(), "run_id": self.run_id}
         trees = {"model": self.model.parameters(), "optimizer": self.optimizer.state}
         try:
@@ -247,7 +259,8 @@ class Trainer:
                 f"{e.strerror}: the checkpoint of step {self.step} was not written to {self.checkpoints}, those before "
                 f"it are whole; free space and go on with resume={self.run_dir}",
             ) from e
-        checkpoint.prune(self.checkpoints, self.settings.keep)
+        if self.fetch is None:  # else whoever computes the steps does, once all that go together have one
+            checkpoint.prune(self.checkpoints, self.settings.keep)
         return path
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
@@ -269,7 +282,8 @@ class Trainer:
         self.progress = Progress(**state)
         mx.eval(self.model.parameters(), self.optimizer.state)
 
-    def _make_step(self, *, compile: bool) -> TrainStep:
+    def make_step(self, *, compile: bool | None = None) -> TrainStep:
+        """The step of this model alone, compiled as the settings say unless told otherwise."""
         return TrainStep(
             self.model,
             self.optimizer,
@@ -277,7 +291,7 @@ class Trainer:
             max_grad_norm=self.settings.max_grad_norm,
             n_micro=self.settings.n_micro,
             compute_dtype=self.compute_dtype,
-            compile=compile,
+            compile=self.settings.compile if compile is None else compile,
         )
 
     def _draws_random_numbers(self) -> bool:

@@ -29,8 +29,9 @@ GRID = ["attention=gqa,sliding", "seed=1,2"]
         # Its points are left alone, and must not write beside those of the next command.
         (5, "parent", ["hydra/launcher=subprocess", "hydra.launcher.n_jobs=2"]),
         (5, "all", ["hydra/sweeper=halving", "hydra.sweeper.factor=2"]),
+        (5, "all", ["hydra/launcher=population", "hydra.launcher.force=true"]),
     ],
-    ids=["in process", "subprocesses", "parent of subprocesses", "halving"],
+    ids=["in process", "subprocesses", "parent of subprocesses", "halving", "population"],
 )
 def test_killed_at_random_moments(kills, how, more, tmp_path):
     command = ["-m", *small(tmp_path, "train.steps=24", "train.checkpoint_every=2", *GRID, *more)]

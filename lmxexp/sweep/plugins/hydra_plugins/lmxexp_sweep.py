@@ -3,6 +3,7 @@
 The folder above is put on the path by `lmxexp.compose.install`.
 """
 
+from lmxexp.population.launcher import PopulationLauncher as _PopulationLauncher
 from lmxexp.sweep.halving import HalvingSweeper as _HalvingSweeper
 from lmxexp.sweep.subprocess_launcher import SubprocessLauncher as _SubprocessLauncher
 from lmxexp.sweep.sweeper import GridSweeper as _GridSweeper
@@ -23,3 +24,7 @@ class HalvingSweeper(_HalvingSweeper):
 
 class SubprocessLauncher(_SubprocessLauncher):
     __doc__ = _SubprocessLauncher.__doc__
+
+
+class PopulationLauncher(_PopulationLauncher):
+    __doc__ = _PopulationLauncher.__doc__

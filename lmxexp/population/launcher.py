@@ -1,0 +1,177 @@
+"""Points of a sweep that differ only in numbers, trained in one step."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from lmxexp.cli.errors import refuse
+
+
+def _say(text: str) -> None:
+    print(f"hydra/launcher=population: {text}", file=sys.stderr)
+
+
+class PopulationLauncher(Launcher):
+    """Trains points together whose shapes and structure agree and whose differences are numbers: seeds, learning rate,
+    weight decay, … (`lmxexp.population.grouping`). All others run one after the other in this process, as do all on a
+    CPU, where it does not pay.
+
+    Each point keeps its directory, log, checkpoints, W&B run and score, as if it had run alone.
+
+    Args:
+        max_members: points in one step.
+        force: on a CPU too.
+    """
+
+    config: DictConfig
+    hydra_context: HydraContext
+    task_function: TaskFunction
+
+    def __init__(self, max_members: int = 16, force: bool = False):
+        if max_members < 1:
+            refuse(f"hydra.launcher.max_members={max_members} must be at least 1")
+        self.max_members, self.force = max_members, force
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        setup_globals()
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
+        jobs = [self._compose(initial_job_idx + i, list(line)) for i, line in enumerate(job_overrides)]
+        returned: dict[int, JobReturn] = {}
+        for group in self._groups(jobs):
+            if len(group) > 1:
+                self._together(group)
+            for job in group:
+                returned[job.num] = job.returned or self._alone(job)
+        stopped = [job.stopped_by for job in jobs if job.stopped_by]
+        if stopped:  # by a signal that is meant for the whole sweep
+            raise SystemExit(stopped[0])
+        return [returned[job.num] for job in jobs]
+
+    def _compose(self, num: int, line: list[str]) -> _Job:
+        cfg = self.hydra_context.config_loader.load_sweep_config(self.config, line)
+        with open_dict(cfg):
+            cfg.hydra.job.id, cfg.hydra.job.num = num, num
+        return _Job(num, cfg)
+
+    def _groups(self, jobs: Sequence[_Job]) -> list[list[_Job]]:
+        """Jobs that go together; each by itself where nothing else does."""
+        from lmxexp import device
+        from lmxexp.population.grouping import groups
+
+        if len(jobs) < 2:
+            return [[job] for job in jobs]
+        if not hasattr(self.task_function, "steps"):
+            return [[job] for job in jobs]
+        if not (self.force or device.is_gpu()):
+            _say(
+                "on a CPU points are no faster together: they run one after the other, unless hydra.launcher.force=true"
+            )
+            return [[job] for job in jobs]
+        found = groups([job.resolved() for job in jobs])
+        if singles := [i for group in found if len(group) == 1 for i in group]:
+            names = ", ".join(" ".join(jobs[i].overrides) for i in singles)
+            _say(f"one after the other, as no other point has their shapes and structure: {names}")
+        return [
+            [jobs[i] for i in group[start : start + self.max_members]]
+            for group in found
+            for start in range(0, len(group), self.max_members)
+        ]
+
+    def _alone(self, job: _Job) -> JobReturn:
+        returned = run_job(
+            hydra_context=self.hydra_context,
+            task_function=self.task_function,
+            config=job.cfg,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+        )
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        return returned
+
+    def _together(self, jobs: Sequence[_Job]) -> None:
+        """Train jobs in one step as far as they are at the same one; what they came to is in them."""
+        from lmxexp.population.train import align, together
+
+        align([job.directory / "checkpoints" for job in jobs])
+        for job in jobs:
+            job.begin(self.task_function, self.hydra_context)
+        waiting = [job for job in jobs if job.member.trainer is not None]
+        at: dict[int, list[_Job]] = {}
+        for job in waiting:
+            at.setdefault(job.member.trainer.step, []).append(job)
+        for group in at.values():
+            limit = group[0].member.trainer.memory_limit_gb
+            reason = together([job.member for job in group], limit) if len(group) > 1 else None
+            if reason is not None:
+                names = ", ".join(" ".join(job.overrides) for job in group if not job.member.ended)
+                _say(f"one after the other, as no step fits all ({reason}): {names}")
+            for job in group:
+                if not job.member.ended:
+                    job.member.alone()
+        for job in jobs:
+            job.end(self.hydra_context)
+
+
+@dataclass(eq=False)
+class _Job:
+    """What Hydra's `run_job` does, in two parts: until the first step, and after the last."""
+
+    num: int
+    cfg: DictConfig
+    returned: JobReturn | None = None
+    stopped_by: int = 0
+
+    @property
+    def overrides(self) -> list[str]:
+        return list(OmegaConf.select(self.cfg, "sweep.overrides") or self.cfg.hydra.overrides.task)
+
+    @property
+    def directory(self) -> Path:
+        return Path(str(self.cfg.hydra.sweep.dir)).absolute() / str(self.cfg.hydra.sweep.subdir)
+
+    def resolved(self) -> dict[str, Any]:
+        """The configuration in plain containers, without Hydra's node."""
+        HydraConfig.instance().set_config(self.cfg)  # for ${hydra:…}
+        cfg = OmegaConf.masked_copy(self.cfg, [str(k) for k in self.cfg if k != "hydra"])
+        config: Any = OmegaConf.to_container(cfg, resolve=True)
+        return config
+
+    def begin(self, task_function: Any, context: HydraContext) -> None:
+        from lmxexp.population.train import Member
+
+        hydra = HydraConfig.instance()
+        hydra.set_config(self.cfg)
+        directory = self.directory
+        with read_write(self.cfg.hydra.runtime), open_dict(self.cfg.hydra.runtime):
+            self.cfg.hydra.runtime.output_dir = str(directory)
+        hydra.set_config(self.cfg)
+        directory.mkdir(parents=True, exist_ok=True)
+        configure_log(self.cfg.hydra.job_logging, self.cfg.hydra.verbose)
+        context.callbacks.on_job_start(config=self.cfg, task_function=task_function)
+        cfg = OmegaConf.masked_copy(self.cfg, [str(k) for k in self.cfg if k != "hydra"])
+        steps, output = task_function.steps(cfg, directory)
+        self.member: Any = Member(steps, output)
+        self.member.begin()
+
+    def end(self, context: HydraContext) -> None:
+        outcome = self.member.result
+        overrides: Any = OmegaConf.to_container(self.cfg.hydra.overrides.task)
+        self.returned = JobReturn(overrides=overrides, cfg=self.cfg, hydra_cfg=self.cfg, status=JobStatus.COMPLETED)
+        self.returned.return_value = outcome.score
+        if outcome.status == "stopped":
+            self.stopped_by = outcome.exit_code
+        context.callbacks.on_job_end(config=self.cfg, job_return=self.returned)

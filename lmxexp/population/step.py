@@ -1,0 +1,278 @@
+"""One optimizer step of several models as one compiled function."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mlx.core as mx
+from mlx.optimizers import Optimizer
+from mlx.utils import tree_map, tree_unflatten
+
+from lmxexp.interfaces import Aux, Batch, Loss
+from lmxexp.model.language_model import LanguageModel
+from lmxexp.ops.fused import mapped
+from lmxexp.ops.trees import by_path
+from lmxexp.optim.build import learning_rates
+from lmxexp.population.settings import NotMappable, Settings, differing, leaf_optimizers, put
+from lmxexp.train.precision import cast
+from lmxexp.train.random_state import STATE
+from lmxexp.train.sentinel import CompileSentinel
+from lmxexp.train.step import clipped, global_norm, to_arrays
+
+Arrays = dict[str, mx.array]
+
+
+class PopulationStep:
+    """``step(batches)`` does for every member what its own `TrainStep` does, all in one mapped step.
+
+    Parameters, optimizer states and random keys of all members lie along a leading axis of ``P``. The forward pass is
+    mapped over it and the sum of the losses is differentiated: the gradients do not depend on each other, and the
+    fused kernels stay whole (`lmxexp.ops.fused`). The first member's model, optimizer and loss are those that are
+    traced; numbers in which the others' optimizers and losses differ are arrays of the step.
+
+    A member whose loss is no number any more is left as it was before that step, and stays so.
+
+    Args:
+        models: of the same structure and shapes, initialised.
+        optimizers: initialised for them; their states alike.
+        losses: alike but for numbers.
+        keys: each member's random key.
+        max_grad_norm, n_micro, compute_dtype, compile: as of `lmxexp.train.step.TrainStep`.
+
+    Raises:
+        NotMappable: the optimizers or losses differ in more than numbers.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[LanguageModel],
+        optimizers: Sequence[Optimizer],
+        losses: Sequence[Loss],
+        keys: Sequence[mx.array],
+        *,
+        max_grad_norm: float | None = 1.0,
+        n_micro: int = 1,
+        compute_dtype: mx.Dtype | None = None,
+        compile: bool = True,
+    ):
+        self.size = len(models)
+        self.max_grad_norm, self.n_micro, self.compute_dtype = max_grad_norm, n_micro, compute_dtype
+        self._model, self._optimizer, self._loss = models[0], optimizers[0], losses[0]
+        self._leaves = leaf_optimizers(self._optimizer)
+        self._schedules = _schedules(optimizers)
+        leaves = zip(*(leaf_optimizers(optimizer) for optimizer in optimizers), strict=True)
+        self._settings: dict[str, Any] = {
+            "loss": differing("loss", losses),
+            "optim": [differing("optim", of_members) for of_members in leaves],
+        }
+        self._trainable = set(by_path(self._model.trainable_parameters()))
+        self.state: dict[str, Any] = {
+            "parameters": _stacked([by_path(model.parameters()) for model in models]),
+            "optimizer": _stacked([by_path(optimizer.state) for optimizer in optimizers]),
+            "keys": mx.stack(list(keys)),
+            "alive": mx.full((self.size,), True),
+        }
+        mx.eval(self.state)
+        self.compiled = compile
+        self._make()
+
+    def _make(self) -> None:
+        self.sentinel = CompileSentinel()
+        wrap: Callable[..., Any] = mx.compile if self.compiled else lambda f: f
+        self._whole, self._part, self._apply = wrap(self._whole_step), wrap(self._weighted_part), wrap(self._apply_sum)
+        self._add = wrap(_add)
+
+    def part(self, members: Sequence[int]) -> PopulationStep:
+        """The step of some of the members, who go on from where they are. It is compiled anew."""
+        smaller = copy.copy(self)
+        places = mx.array(list(members))
+        smaller.size = len(members)
+        smaller.state, smaller._settings = (
+            tree_map(lambda a: a[places], tree) for tree in (self.state, self._settings)
+        )
+        smaller._schedules = [{name: [of[i] for i in members] for name, of in s.items()} for s in self._schedules]
+        smaller._make()
+        return smaller
+
+    def __call__(self, batches: Sequence[Batch]) -> Arrays:
+        """Every member's batch in, all members' scalars out: ``(P,)`` each, unevaluated, under `TrainStep`'s names."""
+        arrays = _stacked([to_arrays(batch) for batch in batches])
+        if self.n_micro == 1:
+            scalars, self.state = self._whole(self.state, arrays)
+            return scalars
+        total = None
+        for arrays_of_part in _split(arrays, self.n_micro):
+            part, self.state = self._part(self.state, arrays_of_part)
+            total = part if total is None else self._add(total, part)
+            mx.async_eval(total)  # as in `TrainStep`: or the activations of all parts would be kept
+        scalars, self.state = self._apply(self.state, total)
+        return scalars
+
+    def member(self, i: int) -> tuple[Arrays, Arrays, mx.array]:
+        """Parameters and optimizer state by path, and the random key of a member."""
+        parameters, optimizer = ({k: a[i] for k, a in self.state[name].items()} for name in ("parameters", "optimizer"))
+        return parameters, optimizer, self.state["keys"][i]
+
+    @staticmethod
+    def load(model: LanguageModel, parameters: Arrays) -> None:
+        """Put parameters that lie by their paths into a model."""
+        model.update(tree_unflatten(list(parameters.items())))
+
+    def set_key(self, i: int, key: mx.array) -> None:
+        """For what draws random numbers between two steps of a member."""
+        self.state["keys"][i] = key
+
+    # --- traced ------------------------------------------------------------------------------------------------------
+
+    def _whole_step(self, state: Any, arrays: Arrays) -> tuple[Arrays, Any]:
+        self._note_trace("training step", state=state, batch=arrays)
+        gradient, loss, aux, keys = self._gradient(state, arrays)
+        return self._update({**state, "keys": keys}, state, gradient, loss, aux)
+
+    def _weighted_part(self, state: Any, arrays: Arrays) -> tuple[Any, Any]:
+        self._note_trace("gradient of a part", state=state, batch=arrays)
+        gradient, loss, aux, keys = self._gradient(state, arrays)
+        n = aux["n_targets"]
+        weighted = tree_map(
+            lambda a: a.astype(mx.float32) * n.reshape(-1, *(1,) * (a.ndim - 1)),
+            {"gradient": gradient, "loss": loss, "aux": aux},
+        )
+        return {"n": n, **weighted}, {**state, "keys": mx.where(state["alive"][:, None], keys, state["keys"])}
+
+    def _apply_sum(self, state: Any, total: Any) -> tuple[Arrays, Any]:
+        self._note_trace("optimizer update", state=state, total=total)
+        n = mx.maximum(total.pop("n"), 1e-9)
+        mean = tree_map(lambda t: t / n.reshape(-1, *(1,) * (t.ndim - 1)), total)
+        gradient = {path: g.astype(state["parameters"][path].dtype) for path, g in mean["gradient"].items()}
+        return self._update(state, state, gradient, mean["loss"], mean["aux"])
+
+    def _gradient(self, state: Any, arrays: Arrays) -> tuple[Arrays, mx.array, Aux, mx.array]:
+        trainable, others = self._parted(state["parameters"])
+
+        def total(trainable: Arrays) -> tuple[mx.array, Any]:
+            with mapped():
+                each, aux, keys = mx.vmap(self._loss_of_one)(
+                    trainable, others, state["keys"], self._settings["loss"], arrays
+                )
+            return each.sum(), (each, aux, keys)
+
+        with _Restored(self._model, [self._loss, *self._leaves]):
+            (_, (each, aux, keys)), gradient = mx.value_and_grad(total)(trainable)
+        return gradient, each, aux, keys
+
+    def _loss_of_one(
+        self, trainable: Arrays, others: Arrays, key: mx.array, settings: Settings, arrays: Arrays
+    ) -> tuple[mx.array, Aux, mx.array]:
+        self._put(others)
+        self._put(trainable if self.compute_dtype is None else cast(trainable, self.compute_dtype))
+        put(self._loss, settings)
+        before = STATE[0][:]  # MLX hands its own array out: it can be written into, not replaced
+        STATE[0][:] = key
+        try:
+            loss, aux = self._loss(self._model, Batch(**arrays))
+            return loss, aux, STATE[0][:]
+        finally:
+            STATE[0][:] = before
+
+    def _update(self, new: Any, old: Any, gradient: Arrays, loss: mx.array, aux: Aux) -> tuple[Arrays, Any]:
+        alive = old["alive"] & mx.isfinite(loss)
+        trainable, others = self._parted(new["parameters"])
+        rates = [
+            {
+                name: mx.stack([schedule(steps[i]) for i, schedule in enumerate(of_members)])
+                for name, of_members in s.items()
+            }
+            for s, steps in zip(self._schedules, _steps(new["optimizer"]), strict=True)
+        ]
+        with _Restored(self._model, [self._loss, *self._leaves]):
+            parameters, optimizer, scalars = mx.vmap(self._update_of_one)(
+                trainable, others, new["optimizer"], rates, self._settings["optim"], gradient, aux
+            )
+        state = {"parameters": parameters, "optimizer": optimizer, "keys": new["keys"]}
+        kept = tree_map(
+            lambda a, b: mx.where(alive.reshape(-1, *(1,) * (a.ndim - 1)), a, b), state, {k: old[k] for k in state}
+        )
+        shown = {f"train/{name}": value for name, value in aux.items() if name not in ("nll", "n_targets")}
+        return {"train/loss": loss, **scalars, **shown}, {**kept, "alive": alive}
+
+    def _update_of_one(
+        self, trainable: Arrays, others: Arrays, state: Arrays, rates: Any, settings: Any, gradient: Arrays, aux: Aux
+    ) -> tuple[Arrays, Arrays, Arrays]:
+        self._optimizer.state = tree_unflatten(list(state.items()))
+        for leaf, own_rates, own_settings in zip(self._leaves, rates, settings, strict=True):
+            put(leaf, own_settings)
+            leaf._schedulers = {name: _constant(rate) for name, rate in own_rates.items()}
+        norm = global_norm(gradient)
+        gradient = clipped(gradient, norm, self.max_grad_norm)
+        nested: Any = (tree_unflatten(list(tree.items())) for tree in (gradient, trainable))
+        self._put(others)
+        self._model.update(self._optimizer.apply_gradients(*nested))
+        self._model.after_update(aux)
+        scalars = {"train/grad_norm": norm, **learning_rates(self._optimizer)}
+        return by_path(self._model.parameters()), by_path(self._optimizer.state), scalars
+
+    def _put(self, parameters: Arrays) -> None:
+        self.load(self._model, parameters)
+
+    def _parted(self, parameters: Arrays) -> tuple[Arrays, Arrays]:
+        """Those that are trained, and the others, which `after_update` may change."""
+        trained = {path: a for path, a in parameters.items() if path in self._trainable}
+        return trained, {path: a for path, a in parameters.items() if path not in self._trainable}
+
+    def _note_trace(self, name: str, **inputs: Any) -> None:
+        if self.compiled:
+            self.sentinel.traced(f"{name} of {self.size} members", training=self._model.training, **inputs)
+
+
+class _Restored:
+    """What a trace puts into the first member's objects is taken out again."""
+
+    def __init__(self, model: LanguageModel, objects: Sequence[Any]):
+        self._model, self._objects = model, objects
+
+    def __enter__(self) -> None:
+        self._parameters = self._model.parameters()
+        self._attributes = [dict(vars(o)) for o in self._objects]
+
+    def __exit__(self, *_: object) -> None:
+        self._model.update(self._parameters)
+        for o, attributes in zip(self._objects, self._attributes, strict=True):
+            vars(o).update(attributes)
+
+
+def _schedules(optimizers: Sequence[Optimizer]) -> list[dict[str, list[Callable[[mx.array], mx.array]]]]:
+    """Of every leaf optimizer, by the name of what is scheduled, every member's schedule."""
+    leaves = [leaf_optimizers(optimizer) for optimizer in optimizers]
+    return [
+        {name: [leaf._schedulers[name] for leaf in of_one] for name in of_one[0]._schedulers}
+        for of_one in zip(*leaves, strict=True)
+    ]
+
+
+def _steps(state: Arrays) -> list[mx.array]:
+    """The counts of every leaf optimizer, ``(P,)``, in the order of `leaf_optimizers`."""
+    return [a for path, a in state.items() if re.fullmatch(r"(states\.\d+\.)*step", path)]
+
+
+def _stacked(trees: Sequence[Arrays]) -> Arrays:
+    shapes = [{path: (a.shape, a.dtype) for path, a in tree.items()} for tree in trees]
+    if any(of_one != shapes[0] for of_one in shapes):
+        raise NotMappable("parameters, optimizer states or batches differ in their shapes")
+    return {path: mx.stack([tree[path] for tree in trees]) for path in trees[0]}
+
+
+def _split(arrays: Arrays, n: int) -> list[Arrays]:
+    """As `lmxexp.train.step.split`, of every member."""
+    size = arrays["inputs"].shape[1] // n
+    return [{name: a[:, i * size : (i + 1) * size] for name, a in arrays.items()} for i in range(n)]
+
+
+def _constant(rate: mx.array) -> Callable[[mx.array], mx.array]:
+    return lambda step: rate
+
+
+def _add(total: Any, part: Any) -> Any:
+    return tree_map(lambda t, p: t + p, total, part)

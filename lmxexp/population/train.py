@@ -1,0 +1,296 @@
+"""Runs that are trained together: each goes its own way between the steps, which are computed for all at once."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import mlx.core as mx
+import numpy as np
+
+from lmxexp import device
+from lmxexp.population.settings import NotMappable
+from lmxexp.population.step import PopulationStep
+from lmxexp.train import checkpoint
+from lmxexp.train.drive import Stepped, Steps, alone
+from lmxexp.train.peak_memory import estimate
+from lmxexp.train.random_state import STATE, get_random_state, set_random_state
+from lmxexp.train.self_test import fill
+from lmxexp.train.trainer import Trainer
+
+T = TypeVar("T")
+
+
+@dataclass(eq=False)
+class Member(Generic[T]):
+    """One run. ``begin`` brings it to its first step; from then on it waits for steps."""
+
+    steps: Steps[T]
+    output: Any
+    """With ``suspend`` and ``resume``: where the run's prints go while it is at work."""
+    trainer: Trainer | None = None
+    """Waits for a step; None: before the first, and after the last."""
+    result: T | None = None
+    random_state: int = 0
+    ended: bool = field(default=False, init=False)
+
+    def begin(self) -> None:
+        self._resume(lambda: next(self.steps))
+        self.random_state = get_random_state()
+
+    def send(self, stepped: Stepped) -> None:
+        self._resume(lambda: self.steps.send(stepped))
+
+    def throw(self, error: BaseException) -> None:
+        """Tell the run that its step failed; it leaves word of that."""
+        self._resume(lambda: self.steps.throw(error))
+
+    def alone(self) -> None:
+        """Go on by itself to the end."""
+        assert self.trainer is not None
+        set_random_state(self.random_state)
+        trainer, self.trainer = self.trainer, None
+        self.output.resume()
+        try:
+            self.result = alone(self.steps, trainer)
+        finally:
+            self.ended = True
+            self.output.suspend()
+
+    def _resume(self, work: Any) -> None:
+        self.output.resume()
+        try:
+            self.trainer = work()
+        except StopIteration as end:
+            self.result, self.trainer, self.ended = end.value, None, True
+        except BaseException:
+            self.trainer, self.ended = None, True
+            raise
+        finally:
+            self.output.suspend()
+
+
+def together(members: Sequence[Member[Any]], memory_gb: float | None = None) -> str | None:
+    """Train runs that wait for their first step to their ends, in as many populations as memory asks for.
+
+    Args:
+        members: at the same step, of shapes and structure that agree.
+        memory_gb: that a population may take; None: nothing is known.
+
+    Returns:
+        None, or why no step could be made for all of them: then none was made, and they wait as before.
+    """
+    trainers = [_trainer(member) for member in members]
+    size = _size_within(memory_gb, trainers[0]) if memory_gb is not None else len(members)
+    if size < len(members):
+        _say(f"{len(members)} points in steps of {size}, for {memory_gb:.1f} GB of memory")
+    for start in range(0, len(members), size):
+        part = slice(start, start + size)
+        try:
+            _train(Population(members[part], trainers[part]))
+        except (_NotBegun, NotMappable) as error:
+            return str(error)
+    return None
+
+
+def align(directories: Sequence[Path]) -> None:
+    """Let runs go on from the same step that were killed while one after the other wrote its checkpoint.
+
+    Those that had written it go back to the one before, which the others stand at: so the same members are trained
+    together again, and what they come to is the same to the bit on devices too whose products depend on their number.
+
+    Args:
+        directories: of their checkpoints.
+    """
+    steps = [{path.name: path for path in directory.glob("step_*")} for directory in directories]
+    if not all(steps):
+        return
+    newest = {max(of_one) for of_one in steps}
+    behind = min(newest)
+    if len(newest) == 2 and all(behind in of_one for of_one in steps):
+        for of_one in steps:
+            for name, path in of_one.items():
+                if name > behind:
+                    checkpoint.discard(path)
+
+
+class _NotBegun(Exception):
+    """The first step of a population failed: its members wait as before."""
+
+
+def _train(population: Population) -> None:
+    """To the ends of all members."""
+    while not population.is_over:
+        try:
+            stepped = population.step()
+        except BaseException as error:
+            if is_out_of_memory(error) and len(population) > 1:
+                _say(f"out of memory: {len(population)} points go on in two halves")
+                for half in population.halves():
+                    _train(half)
+                return
+            if isinstance(error, Exception) and not population.begun:
+                raise _NotBegun(f"{type(error).__name__}: {error}") from error
+            population.fail(error)
+            return
+        population.hand_out(*stepped)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    return isinstance(error, MemoryError | RuntimeError) and ("out of memory" in text or "alloc" in text)
+
+
+def _size_within(memory_gb: float, trainer: Trainer) -> int:
+    """Members whose steps are estimated to fit; one at least."""
+    settings = trainer.settings
+    try:
+        peak = estimate(
+            trainer.model,
+            trainer.optimizer,
+            trainer.loss,
+            batch_size=settings.batch_size,
+            seq_len=settings.seq_len,
+            n_micro=settings.n_micro,
+            compute_dtype=trainer.compute_dtype,
+            fused_attention=device.is_gpu(),
+        ).peak
+    except ValueError:  # what MLX cannot trace is left to be found out
+        return sys.maxsize
+    return max(1, int(memory_gb * device.GB / peak))
+
+
+def _say(text: str) -> None:
+    print(f"hydra/launcher=population: {text}", file=sys.stderr)
+
+
+class Population:
+    """Members and the step of all of them.
+
+    Args:
+        members: waiting for their first step.
+        trainers: theirs.
+    """
+
+    def __init__(self, members: Sequence[Member[Any]], trainers: Sequence[Trainer]):
+        first = trainers[0]
+        if len({trainer.source.fingerprint for trainer in trainers}) > 1:
+            raise NotMappable("data: its content differs")
+        self._members, self._trainers = list(members), list(trainers)
+        self._step = PopulationStep(
+            [trainer.model for trainer in trainers],
+            [trainer.optimizer for trainer in trainers],
+            [trainer.loss for trainer in trainers],
+            [_key(member.random_state) for member in members],
+            max_grad_norm=first.settings.max_grad_norm,
+            n_micro=first.settings.n_micro,
+            compute_dtype=first.compute_dtype,
+            compile=first.settings.compile,
+        )
+        self._batches = [trainer.source.batch(trainer.step) for trainer in trainers]
+        self.begun = self._sharing = False
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def halves(self) -> Iterator[Population]:
+        """Two populations of half the members each, which go on from where they are; the second when it is asked for:
+        until then its members wait."""
+        device.clear_cache()
+        middle = (len(self) + 1) // 2
+        for places in (range(middle), range(middle, len(self))):
+            half = copy.copy(self)
+            half._members, half._trainers, half._batches = (
+                [of_all[i] for i in places] for of_all in (self._members, self._trainers, self._batches)
+            )
+            half._step, half._sharing = self._step.part(places), False
+            if not half.is_over:
+                yield half
+
+    @property
+    def is_over(self) -> bool:
+        return all(member.ended for member in self._members)
+
+    def step(self) -> tuple[dict[str, np.ndarray], float]:
+        """The next step of all members: their scalars, ``(P,)`` by name, and its seconds. If it fails they stay as they
+        were."""
+        start, before = time.perf_counter(), self._step.state
+        try:
+            scalars = self._step(self._batches)
+            mx.async_eval(scalars, self._step.state)
+            following = [  # on the host, while the device computes
+                batch if member.ended else trainer.source.batch(trainer.step + 1)
+                for batch, member, trainer in zip(self._batches, self._members, self._trainers, strict=True)
+            ]
+            mx.eval(scalars)
+        except BaseException:
+            self._step.state = before
+            raise
+        self._batches = following
+        return {name: np.array(_plain(a)) for name, a in scalars.items()}, time.perf_counter() - start
+
+    def hand_out(self, scalars: dict[str, np.ndarray], seconds: float) -> None:
+        """Each member does what it does after a step: log, evaluate, save."""
+        self._share()
+        saved = []
+        for i, (member, trainer) in enumerate(zip(self._members, self._trainers, strict=True)):
+            if member.ended:
+                continue
+            own: dict[str, Any] = {name: a[i] for name, a in scalars.items()}
+            member.send(Stepped(own, seconds))
+            if trainer.fetched_at == trainer.step:  # it may have drawn random numbers
+                self._step.set_key(i, STATE[0][:])
+                saved.append(trainer)
+        for trainer in saved:  # now that all have a checkpoint of this step
+            if trainer.checkpoints.is_dir():
+                checkpoint.prune(trainer.checkpoints, trainer.settings.keep)
+
+    def fail(self, error: BaseException) -> None:
+        """The step could not be computed: every member is told, and leaves word of that."""
+        raised = None
+        for member in self._members:
+            if not member.ended:
+                try:
+                    member.throw(error)
+                except BaseException as e:
+                    raised = e
+        if raised is not None:
+            raise raised
+
+    def _share(self) -> None:
+        """One model and optimizer serve all members from the first step on: `Trainer.fetch` puts a member's state
+        there."""
+        if self._sharing:
+            return
+        first = self._trainers[0]
+        for i, trainer in enumerate(self._trainers):
+            trainer.model, trainer.optimizer, trainer.evaluator = first.model, first.optimizer, first.evaluator
+            trainer.fetch = lambda i=i: self._fetch(i)
+            trainer.n_members = max(trainer.n_members, len(self))
+        self.begun = self._sharing = True
+
+    def _fetch(self, i: int) -> None:
+        first = self._trainers[0]
+        parameters, optimizer, key = self._step.member(i)
+        self._step.load(first.model, parameters)
+        fill(first.optimizer.state, optimizer)
+        STATE[0][:] = key
+        mx.eval(first.model.parameters(), first.optimizer.state, STATE[0])
+
+
+def _trainer(member: Member[Any]) -> Trainer:
+    assert member.trainer is not None, "it waits for a step"
+    return member.trainer
+
+
+def _key(state: int) -> mx.array:
+    return mx.array([state >> 32, state & 0xFFFFFFFF], mx.uint32)
+
+
+def _plain(scalars: mx.array) -> mx.array:
+    return scalars.astype(mx.float32) if mx.issubdtype(scalars.dtype, mx.floating) else scalars
