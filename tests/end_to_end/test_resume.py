@@ -28,10 +28,17 @@ def stop_at(step: int, **settings) -> str:
     return f"+callback.stop={{_target_:tests.end_to_end.stop_at.StopAt,at:{step}{knobs}}}"
 
 
-# Each optimizer with two mixers, and each mixer with one optimizer: what resumes alone resumes together.
+MIXERS = kinds("attention")
+# Each optimizer with two mixers, and each mixer with one optimizer: what resumes alone resumes together. Of the mixers
+# six at a time, because a process takes as long to start as two of them to train.
 PAIRS = {
     **{f"optim={o}": [(f"optim={o}", "attention=gqa"), (f"optim={o}", "attention=sliding")] for o in OPTIMIZERS},
-    **{f"attention={a}": [(f"attention={a}", "model.n_heads=4", "model.n_kv_heads=2")] for a in kinds("attention")},
+    **{
+        f"attention={','.join(MIXERS[i : i + 6])}": [
+            (f"attention={a}", "model.n_heads=4", "model.n_kv_heads=2") for a in MIXERS[i : i + 6]
+        ]
+        for i in range(0, len(MIXERS), 6)
+    },
 }  # fmt: skip
 
 

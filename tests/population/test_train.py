@@ -9,6 +9,7 @@ from lmxexp.population.train import Member, align, together
 from lmxexp.run import run_steps
 from tests.end_to_end.processes import assert_same_run, small
 
+SHORT = ["train.n_micro=1", "model.n_layers=1", "train.steps=8"]
 OWN = ["seed=1", "seed=2", "optim.learning_rate=1e-2", "seed=4"]
 
 
@@ -31,7 +32,7 @@ def waiting(text, tmp_path):
     """Members at their first step, in directories of their own."""
     members = []
     for i, own in enumerate(OWN):
-        steps = run_steps(lmxexp.compose(small(text, "train.n_micro=1", own)), tmp_path / str(i))
+        steps = run_steps(lmxexp.compose(small(text, *SHORT, own)), tmp_path / str(i))
         members.append(Member(steps, Nowhere()))
         members[-1].begin()
     return members
@@ -43,7 +44,7 @@ def as_alone(text, tmp_path):
 
     def check():
         for i, own in enumerate(OWN):
-            lmxexp.run(lmxexp.compose(small(text, "train.n_micro=1", own)), tmp_path / f"alone_{i}")
+            lmxexp.run(lmxexp.compose(small(text, *SHORT, own)), tmp_path / f"alone_{i}")
             assert_same_run(tmp_path / f"alone_{i}", tmp_path / str(i))
 
     return check
@@ -73,7 +74,7 @@ def test_all_in_one(waiting, calls, as_alone):
     sizes, _ = calls
     assert together(waiting) is None
     assert [m.result.status for m in waiting] == ["ok"] * 4
-    assert sizes == [4] * 12
+    assert sizes == [4] * 8
     as_alone()
 
 
@@ -83,7 +84,7 @@ def test_out_of_memory_they_go_on_in_halves(waiting, calls, as_alone, after, cap
     fail(2, after)
     assert together(waiting) is None
     assert [m.result.status for m in waiting] == ["ok"] * 4
-    assert sizes == [4] * after + 2 * [2] * (12 - after)
+    assert sizes == [4] * after + 2 * [2] * (8 - after)
     assert "out of memory: 4 points go on in two halves" in capsys.readouterr().err
     as_alone()
 
@@ -92,7 +93,7 @@ def test_halves_of_halves(waiting, calls, as_alone):
     sizes, fail = calls
     fail(1, 3)
     assert together(waiting) is None
-    assert sizes == [4] * 3 + 4 * [1] * 9
+    assert sizes == [4] * 3 + 4 * [1] * 5
     as_alone()
 
 
@@ -104,7 +105,7 @@ def test_as_many_as_fit_by_the_estimate(waiting, calls, as_alone, capsys, monkey
     train._size_within(1.0, waiting[0].trainer)
     gb = peaks[0].peak / 1e9
     assert together(waiting, 3.5 * gb) is None
-    assert sizes == [3] * 12 + [1] * 12
+    assert sizes == [3] * 8 + [1] * 8
     assert "4 points in steps of 3, for" in capsys.readouterr().err
     as_alone()
 
@@ -154,7 +155,7 @@ def test_a_signal_stops_all_with_a_checkpoint_and_they_go_on(waiting, text, tmp_
     assert [m.result.status for m in waiting] == ["stopped"] * 4
     again = []
     for i, own in enumerate(OWN):
-        cfg = lmxexp.compose(small(text, "train.n_micro=1", own))
+        cfg = lmxexp.compose(small(text, *SHORT, own))
         cfg.resume = str(tmp_path / str(i))
         again.append(Member(run_steps(cfg), Nowhere()))
         again[-1].begin()

@@ -5,6 +5,7 @@ to Hydra only where `lmxexp` is (`lmxexp.compose.install`). tests/end_to_end/tes
 """
 
 import pytest
+from hydra import version
 from hydra.core.config_store import ConfigStore
 from hydra.test_utils.launcher_common_tests import BatchedSweeperTestSuite, LauncherTestSuite
 
@@ -20,6 +21,7 @@ LAUNCHERS = {
 def ours(hydra_restore_singletons):
     """Configurations of Hydra's tests know nothing of our conf/."""
     install()
+    version.setbase("1.1")  # as if nothing of ours had run in this process: jobs change into their directories
     for name, node in LAUNCHERS.items():
         ConfigStore.instance().store(group="hydra/launcher", name=name, node=node, provider="lmxexp")
 
