@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from lmxexp.cli.errors import refuse
-
-
-def _say(text: str) -> None:
-    print(f"hydra/launcher=population: {text}", file=sys.stderr)
+from lmxexp.population.say import say
+from lmxexp.sweep.prepare import resolved
 
 
 class PopulationLauncher(Launcher):
@@ -56,9 +53,8 @@ class PopulationLauncher(Launcher):
                 self._together(group)
             for job in group:
                 returned[job.num] = job.returned or self._alone(job)
-        stopped = [job.stopped_by for job in jobs if job.stopped_by]
-        if stopped:  # by a signal that is meant for the whole sweep
-            raise SystemExit(stopped[0])
+                if job.stopped_by:  # by a signal that is meant for the whole sweep: no other group begins
+                    raise SystemExit(job.stopped_by)
         return [returned[job.num] for job in jobs]
 
     def _compose(self, num: int, line: list[str]) -> _Job:
@@ -77,14 +73,14 @@ class PopulationLauncher(Launcher):
         if not hasattr(self.task_function, "steps"):
             return [[job] for job in jobs]
         if not (self.force or device.is_gpu()):
-            _say(
+            say(
                 "on a CPU points are no faster together: they run one after the other, unless hydra.launcher.force=true"
             )
             return [[job] for job in jobs]
         found = groups([job.resolved() for job in jobs])
         if singles := [i for group in found if len(group) == 1 for i in group]:
             names = ", ".join(" ".join(jobs[i].overrides) for i in singles)
-            _say(f"one after the other, as no other point has their shapes and structure: {names}")
+            say(f"one after the other, as no other point has their shapes and structure: {names}")
         return [
             [jobs[i] for i in group[start : start + self.max_members]]
             for group in found
@@ -118,7 +114,7 @@ class PopulationLauncher(Launcher):
             reason = together([job.member for job in group], limit) if len(group) > 1 else None
             if reason is not None:
                 names = ", ".join(" ".join(job.overrides) for job in group if not job.member.ended)
-                _say(f"one after the other, as no step fits all ({reason}): {names}")
+                say(f"one after the other, as no step fits all ({reason}): {names}")
             for job in group:
                 if not job.member.ended:
                     job.member.alone()
@@ -146,9 +142,10 @@ class _Job:
     def resolved(self) -> dict[str, Any]:
         """The configuration in plain containers, without Hydra's node."""
         HydraConfig.instance().set_config(self.cfg)  # for ${hydra:…}
-        cfg = OmegaConf.masked_copy(self.cfg, [str(k) for k in self.cfg if k != "hydra"])
-        config: Any = OmegaConf.to_container(cfg, resolve=True)
-        return config
+        return resolved(self._without_hydra())
+
+    def _without_hydra(self) -> DictConfig:
+        return OmegaConf.masked_copy(self.cfg, [str(k) for k in self.cfg if k != "hydra"])
 
     def begin(self, task_function: Any, context: HydraContext) -> None:
         from lmxexp.population.train import Member
@@ -162,8 +159,7 @@ class _Job:
         directory.mkdir(parents=True, exist_ok=True)
         configure_log(self.cfg.hydra.job_logging, self.cfg.hydra.verbose)
         context.callbacks.on_job_start(config=self.cfg, task_function=task_function)
-        cfg = OmegaConf.masked_copy(self.cfg, [str(k) for k in self.cfg if k != "hydra"])
-        steps, output = task_function.steps(cfg, directory)
+        steps, output = task_function.steps(self._without_hydra(), directory)
         self.member: Any = Member(steps, output)
         self.member.begin()
 

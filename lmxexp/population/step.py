@@ -20,7 +20,7 @@ from lmxexp.population.settings import NotMappable, Settings, differing, leaf_op
 from lmxexp.train.precision import cast
 from lmxexp.train.random_state import STATE
 from lmxexp.train.sentinel import CompileSentinel
-from lmxexp.train.step import clipped, global_norm, to_arrays
+from lmxexp.train.step import add, clipped, global_norm, shown, split, to_arrays
 
 Arrays = dict[str, mx.array]
 
@@ -83,7 +83,7 @@ class PopulationStep:
         self.sentinel = CompileSentinel()
         wrap: Callable[..., Any] = mx.compile if self.compiled else lambda f: f
         self._whole, self._part, self._apply = wrap(self._whole_step), wrap(self._weighted_part), wrap(self._apply_sum)
-        self._add = wrap(_add)
+        self._add = wrap(add)
 
     def part(self, members: Sequence[int]) -> PopulationStep:
         """The step of some of the members, who go on from where they are. It is compiled anew."""
@@ -104,7 +104,7 @@ class PopulationStep:
             scalars, self.state = self._whole(self.state, arrays)
             return scalars
         total = None
-        for arrays_of_part in _split(arrays, self.n_micro):
+        for arrays_of_part in split(arrays, self.n_micro, axis=1):
             part, self.state = self._part(self.state, arrays_of_part)
             total = part if total is None else self._add(total, part)
             mx.async_eval(total)  # as in `TrainStep`: or the activations of all parts would be kept
@@ -195,8 +195,7 @@ class PopulationStep:
         kept = tree_map(
             lambda a, b: mx.where(alive.reshape(-1, *(1,) * (a.ndim - 1)), a, b), state, {k: old[k] for k in state}
         )
-        shown = {f"train/{name}": value for name, value in aux.items() if name not in ("nll", "n_targets")}
-        return {"train/loss": loss, **scalars, **shown}, {**kept, "alive": alive}
+        return {"train/loss": loss, **scalars, **shown(aux)}, {**kept, "alive": alive}
 
     def _update_of_one(
         self, trainable: Arrays, others: Arrays, state: Arrays, rates: Any, settings: Any, gradient: Arrays, aux: Aux
@@ -264,15 +263,5 @@ def _stacked(trees: Sequence[Arrays]) -> Arrays:
     return {path: mx.stack([tree[path] for tree in trees]) for path in trees[0]}
 
 
-def _split(arrays: Arrays, n: int) -> list[Arrays]:
-    """As `lmxexp.train.step.split`, of every member."""
-    size = arrays["inputs"].shape[1] // n
-    return [{name: a[:, i * size : (i + 1) * size] for name, a in arrays.items()} for i in range(n)]
-
-
 def _constant(rate: mx.array) -> Callable[[mx.array], mx.array]:
     return lambda step: rate
-
-
-def _add(total: Any, part: Any) -> Any:
-    return tree_map(lambda t, p: t + p, total, part)

@@ -14,6 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from lmxexp import device
+from lmxexp.population.say import say
 from lmxexp.population.settings import NotMappable
 from lmxexp.population.step import PopulationStep
 from lmxexp.train import checkpoint
@@ -88,7 +89,7 @@ def together(members: Sequence[Member[Any]], memory_gb: float | None = None) -> 
     trainers = [_trainer(member) for member in members]
     size = _size_within(memory_gb, trainers[0]) if memory_gb is not None else len(members)
     if size < len(members):
-        _say(f"{len(members)} points in steps of {size}, for {memory_gb:.1f} GB of memory")
+        say(f"{len(members)} points in steps of {size}, for {memory_gb:.1f} GB of memory")
     for start in range(0, len(members), size):
         part = slice(start, start + size)
         try:
@@ -130,7 +131,7 @@ def _train(population: Population) -> None:
             stepped = population.step()
         except BaseException as error:
             if is_out_of_memory(error) and len(population) > 1:
-                _say(f"out of memory: {len(population)} points go on in two halves")
+                say(f"out of memory: {len(population)} points go on in two halves")
                 for half in population.halves():
                     _train(half)
                 return
@@ -165,10 +166,6 @@ def _size_within(memory_gb: float, trainer: Trainer) -> int:
     return max(1, int(memory_gb * device.GB / peak))
 
 
-def _say(text: str) -> None:
-    print(f"hydra/launcher=population: {text}", file=sys.stderr)
-
-
 class Population:
     """Members and the step of all of them.
 
@@ -186,7 +183,7 @@ class Population:
             [trainer.model for trainer in trainers],
             [trainer.optimizer for trainer in trainers],
             [trainer.loss for trainer in trainers],
-            [_key(member.random_state) for member in members],
+            [mx.random.key(member.random_state) for member in members],
             max_grad_norm=first.settings.max_grad_norm,
             n_micro=first.settings.n_micro,
             compute_dtype=first.compute_dtype,
@@ -286,10 +283,6 @@ class Population:
 def _trainer(member: Member[Any]) -> Trainer:
     assert member.trainer is not None, "it waits for a step"
     return member.trainer
-
-
-def _key(state: int) -> mx.array:
-    return mx.array([state >> 32, state & 0xFFFFFFFF], mx.uint32)
 
 
 def _plain(scalars: mx.array) -> mx.array:

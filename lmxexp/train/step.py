@@ -61,7 +61,7 @@ class TrainStep:
         self._whole: Callable[[Arrays], Arrays] = wrap(self._whole_step)
         self._part: Callable[[Arrays], Any] = wrap(self._weighted_part)
         self._apply: Callable[[Any], Arrays] = wrap(self._apply_sum)
-        self._add = mx.compile(_add) if compile else _add
+        self._add = mx.compile(add) if compile else add
 
     @property
     def state(self) -> list[Any]:
@@ -95,8 +95,7 @@ class TrainStep:
         gradient = clipped(gradient, norm, self.max_grad_norm)
         self.model.update(self.optimizer.apply_gradients(gradient, params))
         self.model.after_update(aux)
-        shown = {f"train/{name}": value for name, value in aux.items() if name not in ("nll", "n_targets")}
-        return {"train/loss": loss, "train/grad_norm": norm, **learning_rates(self.optimizer), **shown}
+        return {"train/loss": loss, "train/grad_norm": norm, **learning_rates(self.optimizer), **shown(aux)}
 
     def _whole_step(self, arrays: Arrays) -> Arrays:
         self._note_trace("training step", batch=arrays)
@@ -135,10 +134,16 @@ def to_arrays(batch: Batch) -> Arrays:
     return {name: mx.array(value) for name, value in batch._asdict().items() if value is not None}
 
 
-def split(arrays: Arrays, n: int) -> list[Arrays]:
-    """``n`` batches of equal size, in order."""
-    size = arrays["inputs"].shape[0] // n
-    return [{name: a[i * size : (i + 1) * size] for name, a in arrays.items()} for i in range(n)]
+def shown(aux: Aux) -> Arrays:
+    """What a model or loss adds to the step's scalars."""
+    return {f"train/{name}": value for name, value in aux.items() if name not in ("nll", "n_targets")}
+
+
+def split(arrays: Arrays, n: int, axis: int = 0) -> list[Arrays]:
+    """``n`` batches of equal size, in order; ``axis`` is that of the sequences."""
+    size = arrays["inputs"].shape[axis] // n
+    before = (slice(None),) * axis
+    return [{name: a[(*before, slice(i * size, (i + 1) * size))] for name, a in arrays.items()} for i in range(n)]
 
 
 def global_norm(tree: Any) -> mx.array:
@@ -157,5 +162,6 @@ def clipped(gradient: Any, norm: mx.array, max_norm: float | None) -> Any:
     return tree_map(lambda g: g * factor.astype(g.dtype), gradient)
 
 
-def _add(total: Any, part: Any) -> Any:
+def add(total: Any, part: Any) -> Any:
+    """The sum of two trees, leaf by leaf."""
     return tree_map(lambda t, p: t + p, total, part)

@@ -131,3 +131,13 @@ def test_more_points_later_are_trained_by_themselves(sweep):
     assert list(members(directory).values()) == [2, 2, 2, 2]
     done, alone = sweep("alone", "train.n_micro=1", "seed=1,2,3,4")
     assert_same_sweep(alone, directory)
+
+
+def test_a_signal_is_for_the_whole_sweep(sweep):
+    """The first group stops with its checkpoints, and no other begins."""
+    points = ["train.n_micro=1", "attention=gqa,sliding", "seed=1,2", *TOGETHER]
+    stop = "+callback.stop={_target_:tests.population.stop_first.StopFirst,at:6}"
+    done, directory = sweep("s", *points, stop)
+    assert done.returncode == 143, done.stdout + done.stderr
+    assert sorted(path.parent.name[:1] for path in directory.glob("*_*/run.json")) == ["0", "1"]
+    assert all(path.exists() for i in (0, 1) for path in directory.glob(f"{i}_*/checkpoints"))

@@ -1,0 +1,7 @@
+"""What the launcher tells of."""
+
+import sys
+
+
+def say(text: str) -> None:
+    print(f"hydra/launcher=population: {text}", file=sys.stderr)
