@@ -212,7 +212,7 @@ def _memory(cfg: DictConfig, settings: TrainSettings, model: LanguageModel) -> t
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of the command; the exit code."""
-    from lmxexp.cli import errors
+    from lmxexp.cli import command, errors
 
     parser = argparse.ArgumentParser(
         prog="python -m lmxexp.describe",
@@ -224,7 +224,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--config-dir", metavar="DIR", help="your own kinds, as of `python -m lmxexp`")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_intermixed_args(argv)
-    try:
+
+    def work() -> None:
         description = _describe(args)
         if args.json:
             print(json.dumps(dataclasses.asdict(description), indent=2))
@@ -232,16 +233,11 @@ def main(argv: list[str] | None = None) -> int:
             from lmxexp.describe_text import show
 
             show(description)
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # `… | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except Exception as error:
+
+    def report(error: Exception) -> None:
         errors.report(errors.describe(error), error if errors.traceback_wanted(args.overrides) else None)
-        return 1
-    return 0
+
+    return command.run(work, report)
 
 
 def _describe(args: argparse.Namespace) -> Description:

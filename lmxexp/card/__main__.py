@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from lmxexp.cli import command
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -22,25 +23,13 @@ def main(argv: list[str] | None = None) -> int:
     add("--by", action="append", metavar="NAME", help="choices or settings that make a mixer; default: attention")
     add("--out", type=Path, metavar="DIR", help="where files go; default: the sweep's directory, or ./card for several")
     args = parser.parse_args(argv)
-    try:
+
+    def work() -> None:
         by = [name.strip() for text in args.by or ["attention"] for name in text.split(",") if name.strip()]
         written = write(args.paths, by, args.out, show=True)
         print(f"\nwritten to {written[0].parent}: {', '.join(path.name for path in written)}")
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # `… | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except Exception as error:
-        from lmxexp.cli import errors
 
-        if errors.is_config_error(error) or isinstance(error, OSError):
-            errors.report(str(error))
-        else:
-            errors.report(f"{type(error).__name__}: {error}", error)
-        return 1
-    return 0
+    return command.run(work, command.report)
 
 
 def write(

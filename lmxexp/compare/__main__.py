@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
+from lmxexp.cli import command
 from lmxexp.compare.read import BUDGETS
 
 if TYPE_CHECKING:
@@ -21,23 +21,7 @@ _FORMATS = ("table", "markdown", "csv", "latex")
 def main(argv: list[str] | None = None) -> int:
     """Entry point of the command; the exit code."""
     args = _parser().parse_intermixed_args(argv)
-    try:
-        _compare(args)
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # `… | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except Exception as error:
-        from lmxexp.cli import errors
-
-        if errors.is_config_error(error) or isinstance(error, OSError):
-            errors.report(str(error))
-        else:
-            errors.report(f"{type(error).__name__}: {error}", error)
-        return 1
-    return 0
+    return command.run(lambda: _compare(args), command.report)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -208,3 +208,13 @@ def _clock(run: Run) -> tuple[np.ndarray, np.ndarray]:
     else:
         spent = np.diff(np.array([0, *(line["tokens"] for line in lines)], dtype=float)) / read
     return steps, np.concatenate([[0.0], np.cumsum(spent)])
+
+
+def difference_bands(comparison: Comparison, what: Shown) -> dict[str, Band]:
+    """Each arm minus the baseline against steps; nothing without a baseline or a second arm that was logged."""
+    arms = [arm for arm in comparison.arms if arm.runs]
+    if len(arms) < 2 or arms[0] is not comparison.baseline:
+        return {}
+    base = band(arms[0], what.metric, "step", what.window)
+    bands = {arm.label: difference(band(arm, what.metric, "step", what.window), base) for arm in arms[1:]}
+    return {label: b for label, b in bands.items() if len(b.x) > 1}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lmxexp.compare import figures
-from lmxexp.compare.curves import AXES, Axis, Band, Shown, band, difference, lower_is_better
+from lmxexp.compare.curves import AXES, Axis, Band, Shown, band, difference_bands, lower_is_better
 from lmxexp.compare.looks import Look, ordered, shortened
 
 if TYPE_CHECKING:
@@ -52,18 +52,13 @@ def four_panels(comparison: Comparison, what: Shown, looks: dict[str, Look]) -> 
 
 def differences(comparison: Comparison, what: Shown, looks: dict[str, Look]) -> Figure | None:
     """Each arm minus the baseline against steps; None without a baseline or a second arm that was logged."""
-    arms = [arm for arm in comparison.arms if arm.runs]
-    if len(arms) < 2 or arms[0] is not comparison.baseline:
-        return None
-    base = band(arms[0], what.metric, "step", what.window)
-    bands = {arm.label: difference(band(arm, what.metric, "step", what.window), base) for arm in arms[1:]}
-    bands = {label: b for label, b in bands.items() if len(b.x) > 1}
+    bands = difference_bands(comparison, what)
     if not bands:
         return None
     fig, (ax,) = figures.figure(4.0)
     for label in ordered(list(bands), looks):
         _draw(ax, bands[label], looks[label], band_opacity(looks))
-    ax.axhline(0, color=looks[arms[0].label].colour, linewidth=2)
+    ax.axhline(0, color=looks[comparison.baseline.label].colour, linewidth=2)
     _frame_x(ax, bands)
     shown = [b.x >= b.x[-1] * START for b in bands.values()]
     low = min(b.low[s].min() for b, s in zip(bands.values(), shown, strict=True))
@@ -75,9 +70,9 @@ def differences(comparison: Comparison, what: Shown, looks: dict[str, Look]) -> 
     ax.set_ylabel(f"difference ({better})")
     ax.set_xlabel(AXES["step"])
     paired = "paired by seed; band: least to most" if any(b.n > 1 for b in bands.values()) else "of the means"
-    title = f"{what.title}\nminus that of {shortened(arms[0].label)}, the baseline\n{paired}"
+    title = f"{what.title}\nminus that of {shortened(comparison.baseline.label)}, the baseline\n{paired}"
     fig.suptitle(figures.plain(title), fontsize=11)
-    figures.legend(fig, [arm.label for arm in arms], looks)
+    figures.legend(fig, [arm.label for arm in comparison.arms if arm.runs], looks)
     return fig
 
 

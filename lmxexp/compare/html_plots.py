@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lmxexp.compare.curves import AXES, Axis, Band, Shown, band, difference, lower_is_better
+from lmxexp.compare.curves import AXES, Axis, Band, Shown, band, difference_bands, lower_is_better
 from lmxexp.compare.curves_plot import band_opacity, limits
 from lmxexp.compare.looks import Look, look_of, naming, ordered, shortened
 from lmxexp.compare.pareto_plot import Cloud, clouds
@@ -43,12 +43,7 @@ def curves(comparison: Comparison, what: Shown, looks: dict[str, Look]) -> dict[
 
 def differences(comparison: Comparison, what: Shown, looks: dict[str, Look]) -> Plot | None:
     """Each arm minus the baseline against steps."""
-    arms = [arm for arm in comparison.arms if arm.runs]
-    if len(arms) < 2 or arms[0] is not comparison.baseline:
-        return None
-    base = band(arms[0], what.metric, "step", what.window)
-    bands = {arm.label: difference(band(arm, what.metric, "step", what.window), base) for arm in arms[1:]}
-    bands = {label: b for label, b in bands.items() if len(b.x) > 1}
+    bands = difference_bands(comparison, what)
     if not bands:
         return None
     better = "below" if lower_is_better(comparison, what) else "above"

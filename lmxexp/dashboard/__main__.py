@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+
+from lmxexp.cli import command
 
 TIMEOUT_SECONDS = 60.0
 """For all that W&B is asked."""
@@ -27,17 +28,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--project", metavar="NAME", help="W&B project; by default that of the sweep's runs")
     parser.add_argument("--entity", metavar="NAME", help="user or team; by default that of the sweep's runs")
     args = parser.parse_args(argv)
-    try:
-        return _run(args, sys.argv[1:] if argv is None else argv)
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # `… | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except Exception as error:
+
+    def report(error: Exception) -> None:
         expected = errors.is_config_error(error)
         errors.report(str(error) if expected else type(error).__name__, None if expected else error)
-        return 1
+
+    return command.run(lambda: _run(args, sys.argv[1:] if argv is None else argv), report)
 
 
 def _run(args: argparse.Namespace, argv: list[str]) -> int:

@@ -1,0 +1,38 @@
+"""What every command does with how its work ended."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+from lmxexp.cli import errors
+
+
+def run(work: Callable[[], int | None], report: Callable[[Exception], None]) -> int:
+    """Do the work of a command; the exit code of its process.
+
+    Args:
+        work: returns an exit code, or None for 0.
+        report: tells of an error.
+    """
+    try:
+        code = work()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `… | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        report(error)
+        return 1
+    return code or 0
+
+
+def report(error: Exception) -> None:
+    """One line for what the user can mend, with a traceback for the rest."""
+    if errors.is_config_error(error) or isinstance(error, OSError):
+        errors.report(str(error))
+    else:
+        errors.report(f"{type(error).__name__}: {error}", error)
