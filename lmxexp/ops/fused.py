@@ -180,7 +180,9 @@ def _attention(mode: str | None, settings: _Settings) -> Any:
 @cache
 def _rope(dims: int, number: int | None, settings: _Settings) -> Any:
     def turn(x, offset, freqs):
-        return _mlx("rope")(x, dims, offset=number if offset is None else offset, freqs=freqs, **dict(settings))
+        # Not mapped, all that is given to a custom function is differentiated, and the kernel's offset cannot be.
+        offset = number if offset is None else mx.stop_gradient(offset)
+        return _mlx("rope")(x, dims, offset=offset, freqs=freqs, **dict(settings))
 
     def rule(n, x, offset, freqs):
         x, (offset, own_offset), (freqs, own_freqs) = _each(n, *x), offset, freqs
@@ -227,7 +229,8 @@ def _gather_mm(settings: _Settings) -> Any:
     def rule(n, a, b, lhs, rhs):
         def members(x, own, i, own_i):
             # Without indices, or with ascending ones, each member has to have matrices of its own.
-            x, own = (_each(n, x, own), True) if i is None or ascending else (x, own)
+            # MLX's CUDA kernel counts matrices as if they lay one behind the other, which those of a broadcast do not.
+            x, own = (mx.contiguous(_each(n, x, own)), True) if i is None or ascending else (x, own)
             batch = x.shape[own:-2]
             i = _each(n, mx.arange(math.prod(batch)).reshape(batch) if i is None else i, own_i)
             if own:

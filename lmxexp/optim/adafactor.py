@@ -5,7 +5,6 @@ from __future__ import annotations
 import mlx.core as mx
 
 from lmxexp.interfaces import Schedule
-from lmxexp.ops.once import once
 from lmxexp.optim.checks import check_fraction, check_positive
 from lmxexp.optim.full_precision import FullPrecision, zeros
 
@@ -73,18 +72,19 @@ class Adafactor(FullPrecision):
         rate = self.learning_rate
         if self.scale_parameter:
             rate = rate * mx.maximum(self.eps2, _rms(parameter))
-        change = rate * direction
+        change = direction * rate
         if self.beta1 is not None:
-            change = state["m"] = self.beta1 * state["m"] + (1 - self.beta1) * change
+            change = state["m"] = state["m"] * self.beta1 + change * (1 - self.beta1)
         return change
 
     def _inverse_root_mean_square(self, squared: mx.array, state: dict[str, mx.array]) -> mx.array:
-        new = once(self.step.astype(mx.float32) ** -self.decay_rate)  # 1 at the first step: there is no bias to correct
+        # 1 at the first step: there is no bias to correct.
+        new = self.once_a_step("new", lambda: self.step.astype(mx.float32) ** -self.decay_rate)
         if squared.ndim < 2:
-            state["v"] = (1 - new) * state["v"] + new * squared
+            state["v"] = state["v"] * (1 - new) + squared * new
             return mx.rsqrt(state["v"])
-        state["row"] = row = (1 - new) * state["row"] + new * squared.mean(axis=-1)
-        state["column"] = column = (1 - new) * state["column"] + new * squared.mean(axis=-2)
+        state["row"] = row = state["row"] * (1 - new) + squared.mean(axis=-1) * new
+        state["column"] = column = state["column"] * (1 - new) + squared.mean(axis=-2) * new
         # The two roots are multiplied, not their squares: those could leave the range of fp32.
         row_root = mx.rsqrt(row / row.mean(axis=-1, keepdims=True))
         return row_root[..., :, None] * mx.rsqrt(column)[..., None, :]

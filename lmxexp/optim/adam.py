@@ -8,7 +8,6 @@ from typing import Any
 import mlx.core as mx
 
 from lmxexp.interfaces import Schedule
-from lmxexp.ops.once import once
 from lmxexp.optim.checks import check_betas, check_positive
 from lmxexp.optim.full_precision import FullPrecision, zeros
 
@@ -46,11 +45,12 @@ class Adam(FullPrecision):
 
     def change(self, gradient: mx.array, parameter: mx.array, state: dict[str, mx.array]) -> mx.array:
         beta1, beta2 = self.betas
-        state["m"] = beta1 * state["m"] + (1 - beta1) * gradient
-        state["v"] = beta2 * state["v"] + (1 - beta2) * mx.square(gradient)
-        rate = once(self.learning_rate / self._weight_so_far(beta1))
-        root_mean_square = mx.sqrt(state["v"]) * once(mx.rsqrt(self._weight_so_far(beta2)))
-        return rate * state["m"] / (root_mean_square + self.eps)
+        state["m"] = state["m"] * beta1 + gradient * (1 - beta1)
+        state["v"] = state["v"] * beta2 + mx.square(gradient) * (1 - beta2)
+        rate = self.once_a_step("rate", lambda: self.learning_rate / self._weight_so_far(beta1))
+        correction = self.once_a_step("correction", lambda: mx.rsqrt(self._weight_so_far(beta2)))
+        root_mean_square = mx.sqrt(state["v"]) * correction
+        return state["m"] * rate / (root_mean_square + self.eps)
 
     def _weight_so_far(self, beta: Any) -> mx.array:
         """``1 - beta**step``, exact to fp32 where beta is close to 1."""

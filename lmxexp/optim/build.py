@@ -6,6 +6,7 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -20,7 +21,7 @@ def build_optimizer(factory: functools.partial, schedule: Schedule) -> Optimizer
     """Makes the optimizer, with every learning rate on the schedule.
 
     In the factory, and in the factories among its arguments, each number ``learning_rate`` becomes
-    ``lambda step: number * schedule(step)``. Any constructor that takes ``learning_rate`` as a callable will do, those
+    `Scheduled`, ``number * schedule(step)``. Any constructor that takes ``learning_rate`` as a callable will do, those
     of ``mlx.optimizers`` among them.
 
     Call ``optimizer.init(model.trainable_parameters())`` next, then restore a checkpoint if there is one
@@ -42,6 +43,17 @@ def build_optimizer(factory: functools.partial, schedule: Schedule) -> Optimizer
         if not peaks:
             raise ConfigError("learning_rate is missing: give the peak learning rate, a number such as 1e-3")
         return make()
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """A learning rate by its schedule: step to float32 scalar."""
+
+    peak: float
+    schedule: Schedule
+
+    def __call__(self, step: mx.array) -> mx.array:
+        return once((self.peak * self.schedule(step)).astype(mx.float32))
 
 
 def learning_rates(optimizer: Optimizer) -> dict[str, mx.array]:
@@ -69,7 +81,7 @@ def _on_schedule(factory: functools.partial, schedule: Schedule, peaks: list[flo
         if name == "learning_rate":
             peak = check_learning_rate(value)
             peaks.append(peak)
-            return lambda step: once((peak * schedule(step)).astype(mx.float32))
+            return Scheduled(peak, schedule)
         if isinstance(value, functools.partial):
             with _inside(name):
                 inner = _on_schedule(value, schedule, peaks)

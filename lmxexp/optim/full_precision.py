@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import mlx.core as mx
@@ -9,6 +10,7 @@ from mlx.optimizers import Optimizer
 from mlx.utils import tree_map_with_path
 
 from lmxexp.interfaces import Schedule
+from lmxexp.ops.once import once
 from lmxexp.optim.checks import check_learning_rate, check_weight_decay
 from lmxexp.optim.roles import is_matrix
 
@@ -44,6 +46,7 @@ class FullPrecision(Optimizer):
             check_learning_rate(learning_rate)
         self._maybe_schedule("learning_rate", learning_rate)
         self.weight_decay = check_weight_decay(weight_decay)
+        self._of_this_step: dict[str, mx.array] = {}
         self.l2_penalty = 0.0  # a decay that is added to the gradient, for the optimizers that are defined so
 
     def moments(self, parameter: mx.array) -> dict[str, mx.array]:
@@ -53,9 +56,18 @@ class FullPrecision(Optimizer):
     def change(self, gradient: mx.array, parameter: mx.array, state: dict[str, mx.array]) -> mx.array:
         """What to subtract from the parameter, decay apart; updates ``state``. All fp32.
 
-        ``self.step`` counts from 1 here.
+        ``self.step`` counts from 1 here. Write ``array * scalar``, not the other way round: for a population
+        ``mx.vmap`` moves the members' axis of what stands on the right to where it is on the left, and an array so
+        moved falls out of the fused kernel.
         """
         raise NotImplementedError
+
+    def once_a_step(self, name: str, compute: Callable[[], mx.array]) -> mx.array:
+        """For `change`: a scalar that is the same for all parameters, such as a bias correction. It is computed for the
+        first of them, by an operation of its own."""
+        if name not in self._of_this_step:
+            self._of_this_step[name] = once(compute())
+        return self._of_this_step[name]
 
     def init_single(self, parameter: mx.array, state: dict[str, mx.array]) -> None:
         state.update(self.moments(parameter))
@@ -64,17 +76,20 @@ class FullPrecision(Optimizer):
         if not self._initialized:
             self.init(gradients)
         super().apply_gradients({}, {})  # the step and the schedules; it does not know the parameters' names
-        return cast(dict, tree_map_with_path(self._apply, gradients, parameters, self.state))
+        try:
+            return cast(dict, tree_map_with_path(self._apply, gradients, parameters, self.state))
+        finally:
+            self._of_this_step.clear()
 
     def _apply(self, path: str, gradient: mx.array, parameter: mx.array, state: dict[str, mx.array]) -> mx.array:
         weight = parameter.astype(mx.float32)
         gradient = gradient.astype(mx.float32)
         decays = is_matrix(path, parameter)
         if self.l2_penalty and decays:
-            gradient = gradient + self.l2_penalty * weight
+            gradient = gradient + weight * self.l2_penalty
         change = self.change(gradient, weight, state)
         if self.weight_decay and decays:
-            change = change + self.learning_rate * self.weight_decay * weight
+            change = change + weight * (self.learning_rate * self.weight_decay)
         return (weight - change).astype(parameter.dtype)
 
 

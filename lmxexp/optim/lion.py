@@ -41,6 +41,6 @@ class Lion(FullPrecision):
 
     def change(self, gradient: mx.array, parameter: mx.array, state: dict[str, mx.array]) -> mx.array:
         beta1, beta2 = self.betas
-        direction = mx.sign(beta1 * state["m"] + (1 - beta1) * gradient)
-        state["m"] = beta2 * state["m"] + (1 - beta2) * gradient
-        return self.learning_rate * direction
+        direction = mx.sign(state["m"] * beta1 + gradient * (1 - beta1))
+        state["m"] = state["m"] * beta2 + gradient * (1 - beta2)
+        return direction * self.learning_rate

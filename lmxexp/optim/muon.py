@@ -107,8 +107,9 @@ class Muon(FullPrecision):
 
     def change(self, gradient: mx.array, parameter: mx.array, state: dict[str, mx.array]) -> mx.array:
         assert gradient.ndim >= 2, "Muon is for matrices"
-        state["m"] = self.momentum * state["m"] + (1 - self.momentum) * gradient
-        mean = self.momentum * state["m"] + (1 - self.momentum) * gradient if self.nesterov else state["m"]
+        new = gradient * (1 - self.momentum)
+        state["m"] = state["m"] * self.momentum + new
+        mean = state["m"] * self.momentum + new if self.nesterov else state["m"]
         matrix = mean if self.stacked else mean.reshape(mean.shape[0], -1)
         rows, columns = matrix.shape[-2:]
         if self.scale == "spectral":
@@ -116,7 +117,7 @@ class Muon(FullPrecision):
         else:
             scale = 0.2 * max(rows, columns) ** 0.5
         direction = orthogonalize(matrix, self.ns_steps, self.ns_dtype)
-        return self.learning_rate * scale * direction.reshape(gradient.shape)
+        return direction.reshape(gradient.shape) * (self.learning_rate * scale)
 
 
 class MuonWithAdamW(MultiOptimizer):

@@ -48,7 +48,7 @@ class SGD(FullPrecision):
 
     def change(self, gradient: mx.array, parameter: mx.array, state: dict[str, mx.array]) -> mx.array:
         if not self.momentum:
-            return self.learning_rate * gradient
-        state["m"] = self.momentum * state["m"] + gradient
-        direction = gradient + self.momentum * state["m"] if self.nesterov else state["m"]
-        return self.learning_rate * direction
+            return gradient * self.learning_rate
+        state["m"] = state["m"] * self.momentum + gradient
+        direction = gradient + state["m"] * self.momentum if self.nesterov else state["m"]
+        return direction * self.learning_rate

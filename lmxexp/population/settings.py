@@ -47,10 +47,10 @@ class OwnNumber:
         return True  # `if self.weight_decay:`; adding nothing does no harm
 
     def __add__(self, other: Any) -> mx.array:
-        return self.value + other
+        return other + self.value
 
     def __mul__(self, other: Any) -> mx.array:
-        return self.value * other
+        return other * self.value
 
     __radd__, __rmul__ = __add__, __mul__
 

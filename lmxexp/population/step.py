@@ -8,19 +8,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx.optimizers import Optimizer
 from mlx.utils import tree_map, tree_unflatten
 
 from lmxexp.interfaces import Aux, Batch, Loss
 from lmxexp.model.language_model import LanguageModel
 from lmxexp.ops.fused import mapped
+from lmxexp.ops.once import once
 from lmxexp.ops.trees import by_path
-from lmxexp.optim.build import learning_rates
+from lmxexp.optim.build import Scheduled, learning_rates
 from lmxexp.population.settings import NotMappable, Settings, differing, leaf_optimizers, put
 from lmxexp.train.precision import cast
 from lmxexp.train.random_state import STATE
 from lmxexp.train.sentinel import CompileSentinel
-from lmxexp.train.step import add, clipped, global_norm, shown, split, to_arrays
+from lmxexp.train.step import add, clipped, global_norm, shown, split
 
 Arrays = dict[str, mx.array]
 
@@ -33,7 +35,7 @@ class PopulationStep:
     fused kernels stay whole (`lmxexp.ops.fused`). The first member's model, optimizer and loss are those that are
     traced; numbers in which the others' optimizers and losses differ are arrays of the step.
 
-    A member whose loss is no number any more is left as it was before that step, and stays so.
+    A member whose loss is no number any more is left as it was before that step, by `freeze`, and stays so.
 
     Args:
         models: of the same structure and shapes, initialised.
@@ -76,6 +78,7 @@ class PopulationStep:
             "alive": mx.full((self.size,), True),
         }
         mx.eval(self.state)
+        self.masked = False
         self.compiled = compile
         self._make()
 
@@ -97,9 +100,22 @@ class PopulationStep:
         smaller._make()
         return smaller
 
+    def freeze(self, members: Sequence[int], before: dict[str, Any]) -> None:
+        """Put members back to what they were in an earlier state of all; no step changes them any more.
+
+        The step is compiled anew, once: from now on it is masked. Before, it is not, as the mask would keep the
+        optimizer's update from being one kernel for each parameter.
+        """
+        frozen = mx.array([i in members for i in range(self.size)])
+        self.state = _chosen(frozen, before, self.state)
+        self.state["alive"] = self.state["alive"] & ~frozen
+        if not self.masked:
+            self.masked = True
+            self._make()
+
     def __call__(self, batches: Sequence[Batch]) -> Arrays:
         """Every member's batch in, all members' scalars out: ``(P,)`` each, unevaluated, under `TrainStep`'s names."""
-        arrays = _stacked([to_arrays(batch) for batch in batches])
+        arrays = _together(batches)
         if self.n_micro == 1:
             scalars, self.state = self._whole(self.state, arrays)
             return scalars
@@ -140,7 +156,9 @@ class PopulationStep:
             lambda a: a.astype(mx.float32) * n.reshape(-1, *(1,) * (a.ndim - 1)),
             {"gradient": gradient, "loss": loss, "aux": aux},
         )
-        return {"n": n, **weighted}, {**state, "keys": mx.where(state["alive"][:, None], keys, state["keys"])}
+        if self.masked:
+            keys = mx.where(state["alive"][:, None], keys, state["keys"])
+        return {"n": n, **weighted}, {**state, "keys": keys}
 
     def _apply_sum(self, state: Any, total: Any) -> tuple[Arrays, Any]:
         self._note_trace("optimizer update", state=state, total=total)
@@ -178,24 +196,21 @@ class PopulationStep:
             STATE[0][:] = before
 
     def _update(self, new: Any, old: Any, gradient: Arrays, loss: mx.array, aux: Aux) -> tuple[Arrays, Any]:
-        alive = old["alive"] & mx.isfinite(loss)
         trainable, others = self._parted(new["parameters"])
+        # All are at the same step, but those that are frozen.
+        counts = [mx.max(of_members) for of_members in _steps(new["optimizer"])]
         rates = [
-            {
-                name: mx.stack([schedule(steps[i]) for i, schedule in enumerate(of_members)])
-                for name, of_members in s.items()
-            }
-            for s, steps in zip(self._schedules, _steps(new["optimizer"]), strict=True)
+            {name: _rates(of_members, count) for name, of_members in s.items()}
+            for s, count in zip(self._schedules, counts, strict=True)
         ]
         with _Restored(self._model, [self._loss, *self._leaves]):
             parameters, optimizer, scalars = mx.vmap(self._update_of_one)(
                 trainable, others, new["optimizer"], rates, self._settings["optim"], gradient, aux
             )
-        state = {"parameters": parameters, "optimizer": optimizer, "keys": new["keys"]}
-        kept = tree_map(
-            lambda a, b: mx.where(alive.reshape(-1, *(1,) * (a.ndim - 1)), a, b), state, {k: old[k] for k in state}
-        )
-        return {"train/loss": loss, **scalars, **shown(aux)}, {**kept, "alive": alive}
+        state = {**old, "parameters": parameters, "optimizer": optimizer, "keys": new["keys"]}
+        if self.masked:
+            state = _chosen(old["alive"], state, old)
+        return {"train/loss": loss, **scalars, **shown(aux)}, state
 
     def _update_of_one(
         self, trainable: Arrays, others: Arrays, state: Arrays, rates: Any, settings: Any, gradient: Arrays, aux: Aux
@@ -259,8 +274,40 @@ def _steps(state: Arrays) -> list[mx.array]:
 def _stacked(trees: Sequence[Arrays]) -> Arrays:
     shapes = [{path: (a.shape, a.dtype) for path, a in tree.items()} for tree in trees]
     if any(of_one != shapes[0] for of_one in shapes):
-        raise NotMappable("parameters, optimizer states or batches differ in their shapes")
+        raise NotMappable("parameters or optimizer states differ in their shapes")
     return {path: mx.stack([tree[path] for tree in trees]) for path in trees[0]}
+
+
+def _together(batches: Sequence[Batch]) -> Arrays:
+    """All members' batches, ``(P, ...)``, by name; stacked on the host, as P copies on the device take longer."""
+    arrays = [{name: np.asarray(a) for name, a in batch._asdict().items() if a is not None} for batch in batches]
+    shapes = [{name: (a.shape, a.dtype) for name, a in of_one.items()} for of_one in arrays]
+    if any(of_one != shapes[0] for of_one in shapes):
+        raise NotMappable("batches differ in their shapes")
+    return {name: mx.array(np.stack([of_one[name] for of_one in arrays])) for name in arrays[0]}
+
+
+def _chosen(where: mx.array, a: Any, b: Any) -> Any:
+    """Members of one state, and the others of another."""
+    return tree_map(lambda x, y: mx.where(where.reshape(-1, *(1,) * (x.ndim - 1)), x, y), a, b)
+
+
+def _rates(schedules: Sequence[Callable[[mx.array], mx.array]], step: mx.array) -> mx.array:
+    """The members' learning rates, ``(P,)``. What several have in common is computed once."""
+    scheduled = [s for s in schedules if isinstance(s, Scheduled)]
+    if len(scheduled) < len(schedules):
+        return mx.stack([schedule(step) for schedule in schedules])
+    distinct: list[Any] = []
+    for s in scheduled:
+        if not any(_is_same(s.schedule, other) for other in distinct):
+            distinct.append(s.schedule)
+    places = [next(i for i, other in enumerate(distinct) if _is_same(s.schedule, other)) for s in scheduled]
+    factors = mx.stack([schedule(step) for schedule in distinct])
+    return once((mx.array([s.peak for s in scheduled]) * factors[mx.array(places)]).astype(mx.float32))
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    return a is b or (type(a) is type(b) and bool(getattr(a, "__dict__", None)) and vars(a) == vars(b))
 
 
 def _constant(rate: mx.array) -> Callable[[mx.array], mx.array]:

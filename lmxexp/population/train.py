@@ -151,7 +151,7 @@ def _size_within(memory_gb: float, trainer: Trainer) -> int:
     """Members whose steps are estimated to fit; one at least."""
     settings = trainer.settings
     try:
-        peak = estimate(
+        step = estimate(
             trainer.model,
             trainer.optimizer,
             trainer.loss,
@@ -160,10 +160,11 @@ def _size_within(memory_gb: float, trainer: Trainer) -> int:
             n_micro=settings.n_micro,
             compute_dtype=trainer.compute_dtype,
             fused_attention=device.is_gpu(),
-        ).peak
+        )
     except ValueError:  # what MLX cannot trace is left to be found out
         return sys.maxsize
-    return max(1, int(memory_gb * device.GB / peak))
+    # Beside the step: the state before it, kept for when it fails, and in the first one the members' own arrays.
+    return max(1, int(memory_gb * device.GB / (step.peak + 2 * (step.weights + step.optimizer))))
 
 
 class Population:
@@ -190,6 +191,7 @@ class Population:
             compile=first.settings.compile,
         )
         self._batches = [trainer.source.batch(trainer.step) for trainer in trainers]
+        self._lost: set[int] = set()
         self.begun = self._sharing = False
 
     def __len__(self) -> int:
@@ -206,6 +208,7 @@ class Population:
                 [of_all[i] for i in places] for of_all in (self._members, self._trainers, self._batches)
             )
             half._step, half._sharing = self._step.part(places), False
+            half._lost = {i for i, place in enumerate(places) if place in self._lost}
             if not half.is_over:
                 yield half
 
@@ -229,7 +232,12 @@ class Population:
             self._step.state = before
             raise
         self._batches = following
-        return {name: np.array(_plain(a)) for name, a in scalars.items()}, time.perf_counter() - start
+        found = {name: np.array(_plain(a)) for name, a in scalars.items()}
+        lost = [i for i, loss in enumerate(found["train/loss"]) if not np.isfinite(loss) and i not in self._lost]
+        if lost:
+            self._lost.update(lost)
+            self._step.freeze(lost, before)
+        return found, time.perf_counter() - start
 
     def hand_out(self, scalars: dict[str, np.ndarray], seconds: float) -> None:
         """Each member does what it does after a step: log, evaluate, save."""

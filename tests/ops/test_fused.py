@@ -133,11 +133,20 @@ def draws(seed):
     return draw
 
 
+def on_a_gpu():
+    return mx.default_device() == mx.gpu
+
+
 def floats(arrays):
     return tuple(i for i, x in enumerate(arrays) if mx.issubdtype(x.dtype, mx.floating))
 
 
-def value_and_gradients(function, arrays, weight=None):
+def differentiable(case, arrays):
+    """MLX's kernel for positions has no gradient for frequencies; where there is no kernel, there is one."""
+    return (0,) if case.name == "rope" and on_a_gpu() else floats(arrays)
+
+
+def value_and_gradients(function, arrays, weight=None, of=None):
     """Of the sum of the result times noise: a plain sum would hide what is in the wrong place."""
 
     def loss(*arrays):
@@ -145,7 +154,7 @@ def value_and_gradients(function, arrays, weight=None):
         noise = mx.random.normal(y.shape, key=mx.random.key(5)) if weight is None else weight
         return (y * noise.astype(y.dtype)).astype(mx.float32).sum(), y
 
-    (_, y), gradients = mx.value_and_grad(loss, argnums=floats(arrays))(*arrays)
+    (_, y), gradients = mx.value_and_grad(loss, argnums=of or floats(arrays))(*arrays)
     return [y, *([gradients] if isinstance(gradients, mx.array) else gradients)]
 
 
@@ -175,13 +184,14 @@ def test_mapped_as_one_by_one(case, axis):
             with mapped():
                 return mx.vmap(call, in_axes=axes)(*arrays)
 
-        y, *gradients = value_and_gradients(together, stacked, noise)
+        of = differentiable(case, stacked)
+        y, *gradients = value_and_gradients(together, stacked, noise, of)
         assert y.dtype == alone[0].dtype
         if mx.default_device() == mx.cpu:
             assert mx.array_equal(y, mx.stack(alone)).item(), own
         assert mx.allclose(y, mx.stack(alone), rtol=1e-6, atol=1e-6).item(), own
-        gradients_alone = [value_and_gradients(call, arrays, noise[i])[1:] for i, arrays in enumerate(each)]
-        for place, i in enumerate(floats(stacked)):
+        gradients_alone = [value_and_gradients(call, arrays, noise[i], of)[1:] for i, arrays in enumerate(each)]
+        for place, i in enumerate(of):
             want = [g[place] for g in gradients_alone]
             want = mx.stack(want).sum(axis=0) if axes[i] is None else mx.stack(want, axes[i])
             assert relative_error(gradients[place], want) < 1e-6, (own, i)
@@ -195,12 +205,18 @@ def test_not_mapped_as_the_operation_itself(case, dtype):
         pytest.skip("MLX multiplies fp32 alone here")
     arrays = [x.astype(dtype) if mx.issubdtype(x.dtype, mx.floating) else x for x in case.arrays(draws(1))]
     call = lambda *arrays: case.call(operation(case.name), *arrays)
+    if len(arrays) == 2 and case.name == "rope" and len(floats(arrays)) == 2 and on_a_gpu():
+        pytest.skip("MLX's kernel has no gradient for frequencies")
     want = value_and_gradients(call, arrays)
     with mapped():
         got = value_and_gradients(call, arrays)
+    tolerance = 1e-6 if dtype == mx.float32 else 2**-6
     for a, b in zip(got, want, strict=True):
         assert a.dtype == b.dtype
-        assert mx.allclose(a, b, atol=1e-6).item() if case.name == "gather_mm" else mx.array_equal(a, b).item()
+        if case.name == "gather_mm":
+            assert relative_error(a, b) < tolerance
+        else:
+            assert mx.array_equal(a, b).item()
 
 
 @pytest.mark.parametrize("name", ["attention causal", "rope", "rms_norm", "layer_norm"])
@@ -250,9 +266,10 @@ def test_nothing_is_taken_apart(case):
     call = lambda *x: case.call(operation(case.name), *x)
     mx.eval(arrays, stacked)
     count = lambda names: {n: names.count(n) for n in kernels | apart if n in names}
-    want = count(operations(value_and_gradients(call, arrays)))
+    of = differentiable(case, arrays)
+    want = count(operations(value_and_gradients(call, arrays, of=of)))
     with mapped():
-        got = count(operations(value_and_gradients(mx.vmap(call), stacked)))
+        got = count(operations(value_and_gradients(mx.vmap(call), stacked, of=of)))
     assert got == {name: n * case.n_calls for name, n in want.items()}
 
 
@@ -273,7 +290,11 @@ def test_own_scales_round_as_the_kernel(dtypes):
             y = mx.vmap(call)(x, w, b)
         want = mx.stack([call(x[i], w[i], b[i]) for i in range(N)])
         assert y.dtype == want.dtype
-        assert mx.array_equal(y, want).item()
+        if on_a_gpu():  # where the kernel multiplies and adds with one rounding
+            ulp = mx.finfo(y.dtype).eps
+            assert mx.allclose(y.astype(mx.float32), want.astype(mx.float32), rtol=2 * ulp, atol=2 * ulp).item()
+        else:
+            assert mx.array_equal(y, want).item()
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["experts of each", "experts of all"])

@@ -6,7 +6,8 @@ import pytest
 
 from lmxexp.logger.jsonl import read_metrics
 from lmxexp.logger.wandb_file import read_wandb_file
-from tests.end_to_end.processes import assert_same_run, lmxexp, small
+from tests.end_to_end.processes import lmxexp, small
+from tests.population.close import assert_run_as_alone, assert_sweep_as_alone, on_a_gpu
 from tests.pythonpath import PYTHONPATH
 
 ENV = {"OPENBLAS_NUM_THREADS": "1", "WANDB_MODE": "disabled", "PYTHONPATH": PYTHONPATH}
@@ -29,12 +30,6 @@ def members(directory):
     return {name: record.get("population", 1) for name, record in sorted(records.items())}
 
 
-def assert_same_sweep(a, b):
-    assert (a / "points.csv").read_bytes() == (b / "points.csv").read_bytes()
-    for run in sorted(a.glob("*_*")):
-        assert_same_run(run, b / run.name)
-
-
 @pytest.mark.parametrize(
     "points",
     [
@@ -51,7 +46,7 @@ def test_each_point_is_what_it_is_alone(sweep, points):
     assert done.returncode == 0, done.stdout + done.stderr
     done, together = sweep("together", *settings, *TOGETHER)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert_same_sweep(alone, together)
+    assert_sweep_as_alone(alone, together)
     assert set(members(together).values()) == ({4} if "halving" not in str(points) else {1, 2, 4})
     assert set(members(alone).values()) == {1}
 
@@ -73,9 +68,10 @@ def test_numbers_that_no_step_takes_as_arrays_run_alone_and_that_is_said(sweep):
     assert set(members(directory).values()) == {1}
     assert "one after the other, as no step fits all (" in done.stderr
     done, alone = sweep("alone", "train.n_micro=1", "optim=adafactor", "optim.eps2=1e-3,1e-2")
-    assert_same_sweep(alone, directory)
+    assert_sweep_as_alone(alone, directory)
 
 
+@pytest.mark.skipif(on_a_gpu(), reason="this is no CPU")
 def test_on_a_cpu_points_run_one_after_the_other_and_that_is_said(sweep):
     done, directory = sweep("s", "train.n_micro=1", "seed=1,2", "hydra/launcher=population")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -117,11 +113,11 @@ def test_one_that_diverges_is_a_row_and_the_others_are_what_they_were(sweep):
     done, together = sweep("together", *points, *TOGETHER)
     assert done.returncode == 1
     rows = [(directory / "points.csv").read_text().replace(directory.name, "S") for directory in (alone, together)]
-    assert rows[0] == rows[1]
-    assert "diverged" in rows[0]
+    assert on_a_gpu() or rows[0] == rows[1]
+    assert all("diverged" in table for table in rows)
     for run in sorted(alone.glob("*_*")):
         if "1e+30" not in run.name and "1e30" not in run.name:
-            assert_same_run(run, together / run.name)
+            assert_run_as_alone(run, together / run.name)
 
 
 def test_more_points_later_are_trained_by_themselves(sweep):
@@ -130,7 +126,7 @@ def test_more_points_later_are_trained_by_themselves(sweep):
     assert done.returncode == 0, done.stdout + done.stderr
     assert list(members(directory).values()) == [2, 2, 2, 2]
     done, alone = sweep("alone", "train.n_micro=1", "seed=1,2,3,4")
-    assert_same_sweep(alone, directory)
+    assert_sweep_as_alone(alone, directory)
 
 
 def test_a_signal_is_for_the_whole_sweep(sweep):

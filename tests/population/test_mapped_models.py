@@ -63,10 +63,12 @@ def assert_same(members, together):
         loss, *trees = members.alone(i)
         assert relative_error(together[0][i], loss) < 1e-6
         for tree, stacked in zip(trees, together[1:], strict=True):
-            stacked = dict(tree_flatten(stacked))
-            for name, want in dict(tree_flatten(tree)).items():
+            stacked, tree = dict(tree_flatten(stacked)), dict(tree_flatten(tree))
+            # Some gradients are nothing but what is left of terms that cancel. The CPU leaves the same of all.
+            floor = 0.0 if mx.default_device() == mx.cpu else 1e-6 * max(mx.abs(a).max().item() for a in tree.values())
+            for name, want in tree.items():
                 # Not divided by the largest: some gradients are nothing at all.
-                assert mx.all(mx.abs(stacked[name][i] - want) <= 1e-5 * mx.abs(want).max()).item(), name
+                assert mx.all(mx.abs(stacked[name][i] - want) <= 1e-5 * mx.abs(want).max() + floor).item(), name
 
 
 @pytest.mark.parametrize("overrides", MODELS + [f"model={preset}" for preset in PRESETS])

@@ -16,6 +16,7 @@ from lmxexp.run import build_model, build_source
 from lmxexp.train.random_state import STATE, set_random_state
 from lmxexp.train.sentinel import RetraceError
 from lmxexp.train.step import TrainStep
+from tests.population.close import assert_close, on_a_gpu
 
 SMALL = ["data=mqar", "data.vocab_size=32", "data.n_pairs=2", "data.n_eval=2", "train.seq_len=16", "train.batch_size=4"]
 SMALL += ["train.steps=20", "model.d_model=16", "model.n_layers=1", "model.n_heads=2", "model.n_kv_heads=1"]
@@ -44,8 +45,12 @@ def trained(common, own, steps=STEPS, **settings):
     step, sources = population(common, own, **settings)
     scalars = []
     for i in range(steps):
+        before = step.state
         scalars.append(step([source.batch(i) for source in sources]))
         mx.eval(scalars[-1], step.state)
+        lost = [k for k, loss in enumerate(scalars[-1]["train/loss"].tolist()) if not math.isfinite(loss)]
+        if lost:
+            step.freeze(lost, before)
     return step, scalars
 
 
@@ -62,7 +67,7 @@ def alone(i, common, own, steps=STEPS, **settings):
 
 
 def assert_members(common, own=OWN, tolerance=0.0, **settings):
-    """``tolerance``: of the largest number of an array; 0: bit for bit, on the CPU."""
+    """``tolerance``: see `assert_close`."""
     step, together = trained(common, own, **settings)
     for i, o in enumerate(own):
         *trees, key, scalars = alone(i, common, o, **settings)
@@ -77,18 +82,7 @@ def assert_members(common, own=OWN, tolerance=0.0, **settings):
                 assert_close(of_all[name][i], want, tolerance, name)
 
 
-def assert_close(got, want, tolerance, name):
-    assert (got.shape, got.dtype) == (want.shape, want.dtype), name
-    got, want = (np.array(x.astype(mx.float32)) for x in (got, want))
-    scale = np.abs(want).max() if want.size else 0.0
-    assert np.abs(got - want).max(initial=0.0) <= tolerance * scale, name
-
-
-def on_a_gpu():
-    return mx.default_device() == mx.gpu
-
-
-ROUNDING = 2e-5 if on_a_gpu() else 0.0
+ROUNDING = 1e-4 if on_a_gpu() else 0.0
 
 
 @pytest.mark.parametrize("optim", ["adamw", "adam", "lion", "muon", "sgd", "adafactor"])
@@ -146,7 +140,7 @@ def test_without_clipping():
 )
 def test_numbers_of_their_own(own):
     """Against Python's numbers: 1 - 0.999 in fp32 would be wrong in the fifth digit."""
-    assert_members([], own, tolerance=1e-6 if not on_a_gpu() else 2e-5)
+    assert_members([], own, tolerance=1e-6 if not on_a_gpu() else 1e-4)
 
 
 def test_one_that_diverges_is_left_as_it_was_and_the_others_are_untouched():

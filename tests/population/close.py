@@ -1,0 +1,54 @@
+"""When what was trained together is what it is alone: bit for bit on a CPU, within rounding on a GPU.
+
+A GPU's products of several members are summed in another order. Adam, Lion and Muon make a step of full size of a
+gradient that is nothing but rounding, so single weights may differ by more; what is compared there is the norm of the
+difference.
+"""
+
+import csv
+import math
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from lmxexp.train import checkpoint
+from tests.end_to_end.processes import assert_same_run, deterministic
+
+
+def on_a_gpu() -> bool:
+    return mx.default_device() == mx.gpu
+
+
+def assert_close(got: mx.array, want: mx.array, tolerance: float, name: str) -> None:
+    """``tolerance``: of the largest number, on a GPU of the norm; 0: bit for bit."""
+    assert (got.shape, got.dtype) == (want.shape, want.dtype), name
+    got, want = (np.array(x.astype(mx.float32), np.float64) for x in (got, want))
+    size = np.linalg.norm if on_a_gpu() else lambda x: np.abs(x).max(initial=0.0)
+    assert size((got - want).ravel()) <= tolerance * size(want.ravel()), name
+
+
+def assert_run_as_alone(alone: Path, together: Path) -> None:
+    if not on_a_gpu():
+        assert_same_run(alone, together)
+        return
+    lines = [deterministic(path) for path in (alone, together)]
+    assert [set(line) for line in lines[0]] == [set(line) for line in lines[1]]
+    for a, b in zip(*lines, strict=True):
+        for name, want in a.items():
+            assert b[name] == want or math.isclose(b[name], want, rel_tol=2e-3, abs_tol=1e-6), name
+    saved = [checkpoint.read(checkpoint.newest(path / "checkpoints")) for path in (alone, together)]
+    assert saved[0].state["step"] == saved[1].state["step"]
+    want, got = (s.load("model") for s in saved)
+    assert want.keys() == got.keys()
+    for path, array in want.items():
+        assert_close(got[path], array, 1e-2, path)
+
+
+def assert_sweep_as_alone(alone: Path, together: Path) -> None:
+    tables = [list(csv.reader((path / "points.csv").open())) for path in (alone, together)]
+    if not on_a_gpu():
+        assert tables[0] == tables[1]
+    assert [len(row) for row in tables[0]] == [len(row) for row in tables[1]]
+    for run in sorted(alone.glob("*_*")):
+        assert_run_as_alone(run, together / run.name)
