@@ -34,7 +34,7 @@ class PopulationLauncher(Launcher):
     hydra_context: HydraContext
     task_function: TaskFunction
 
-    def __init__(self, max_members: int = 16, force: bool = False):
+    def __init__(self, max_members: int = 32, force: bool = False):
         if max_members < 1:
             refuse(f"hydra.launcher.max_members={max_members} must be at least 1")
         self.max_members, self.force = max_members, force
