@@ -72,15 +72,13 @@ def _hydra(line: arguments.CommandLine, full_argv: list[str]) -> int:
     if line.runs and not line.multirun:
         sweeps.refuse_alone(line.overrides)
     line.overrides = sweeps.named(line.overrides)
-    if line.runs and any(o.lstrip("+").startswith("resume=") for o in line.overrides):
+    if line.runs and resume.asks(line.overrides):
         with started(line.config_dir, line.config_path):
             points.plan = resume.plan(line.overrides)
         if points.plan is not None:
             if line.multirun:
-                errors.refuse(f"resume={points.plan.run_dir} continues one run: leave --multirun out")
-            # Nothing is created: neither another directory nor a second record in that one.
-            directory = str(points.plan.run_dir).replace("\\", "\\\\").replace("'", "\\'")
-            line.overrides = [*points.plan.for_hydra, f"hydra.run.dir='{directory}'", "hydra.output_subdir=null"]
+                errors.refuse(f"{points.plan.key}={points.plan.run_dir} continues one run: leave --multirun out")
+            line.overrides = points.plan.for_main()
     elif line.runs and line.multirun:
         with started(line.config_dir, line.config_path):
             line.overrides.append(sweeps.directory_names(line.overrides))

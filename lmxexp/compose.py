@@ -31,7 +31,7 @@ from lmxexp.cli.conf import conf_dir
 CONFIG_NAME = "config"
 VERSION_BASE = "1.3"
 
-LISTS = ("callback", "logger")
+LISTS = ("callback", "logger", "param_groups")
 """Groups of which a run has any number; each kind is a node of its own under the group's name."""
 
 _PLUGINS = str(Path(__file__).resolve().parent / "sweep" / "plugins")

@@ -37,6 +37,20 @@ class LayerKind:
 
 
 @dataclass(frozen=True)
+class OptimizerPart:
+    """What one optimizer updates: all parameters, or a group of them."""
+
+    group: str
+    kind: str
+    params: int
+    state_bytes: int
+
+    @property
+    def bytes_per_param(self) -> float:
+        return self.state_bytes / max(self.params, 1)
+
+
+@dataclass(frozen=True)
 class Description:
     """What `describe` finds. Counts are exact; ``memory`` is an estimate."""
 
@@ -63,6 +77,7 @@ class Description:
     """Cache elements of one sequence after ``seq_len`` positions."""
     state_growth: float
     """Elements that each of the next ``seq_len`` positions adds to it, on average."""
+    optimizer: list[OptimizerPart]
     precision: str
     memory: MemoryEstimate | None
     memory_missing: str
@@ -111,7 +126,7 @@ def describe(cfg: DictConfig, vocab_size: int | None = None) -> Description:
     flops = whole.flops + whole.mixing_flops
     assert 3 * flops == model.flops_per_token(settings.seq_len), "a part of the model is not counted"
     state = model.state_size(settings.seq_len)
-    precision, memory, missing = _memory(cfg, settings, model)
+    precision, optimizer, memory, missing = _training(cfg, settings, model)
     set_random_state(random_state)  # modules have drawn weights, which nobody looked at
     return Description(
         name=str(cfg.name),
@@ -130,6 +145,7 @@ def describe(cfg: DictConfig, vocab_size: int | None = None) -> Description:
         training_flops=3 * flops,
         state=state,
         state_growth=(model.state_size(2 * settings.seq_len) - state) / settings.seq_len,
+        optimizer=optimizer,
         precision=precision,
         memory=memory,
         memory_missing=missing,
@@ -179,12 +195,14 @@ def _state_size(layer: Any, seq_len: int) -> int:
     return layer.self_attn.state_size(seq_len) if layer.self_attn is not None else 0
 
 
-def _memory(cfg: DictConfig, settings: TrainSettings, model: LanguageModel) -> tuple[str, MemoryEstimate | None, str]:
-    """Precision, the estimate, and why there is none."""
+def _training(
+    cfg: DictConfig, settings: TrainSettings, model: LanguageModel
+) -> tuple[str, list[OptimizerPart], MemoryEstimate | None, str]:
+    """Precision, the optimizer's parts, the estimate of memory, and why there is none."""
     import mlx.core as mx
 
     from lmxexp import device
-    from lmxexp.optim.build import build_optimizer
+    from lmxexp.optim.build import groups_of, optimizer_of
     from lmxexp.run import build
     from lmxexp.train import precision
     from lmxexp.train.peak_memory import estimate
@@ -192,8 +210,17 @@ def _memory(cfg: DictConfig, settings: TrainSettings, model: LanguageModel) -> t
     chosen = precision.resolve(settings.precision, on_gpu=device.is_gpu())
     if chosen == "bf16":
         model.set_dtype(mx.bfloat16)
-    optimizer = build_optimizer(build(cfg.optim), build(cfg.schedule))
+    optimizer = optimizer_of(cfg)
     optimizer.init(model.trainable_parameters())
+    parts = [
+        OptimizerPart(
+            group.name,
+            type(group.optimizer).__name__,
+            sum(p.size for p in group.parameters.values()),
+            group.state_bytes,
+        )
+        for group in groups_of(optimizer, model.trainable_parameters())
+    ]
     try:
         memory = estimate(
             model,
@@ -206,8 +233,8 @@ def _memory(cfg: DictConfig, settings: TrainSettings, model: LanguageModel) -> t
             fused_attention=device.is_gpu(),
         )
     except ValueError as error:  # a primitive that MLX cannot trace
-        return chosen, None, str(error)
-    return chosen, memory, ""
+        return chosen, parts, None, str(error)
+    return chosen, parts, memory, ""
 
 
 def main(argv: list[str] | None = None) -> int:

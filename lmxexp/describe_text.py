@@ -60,6 +60,10 @@ def _facts(d: Description) -> Table:
     )
     for kind in d.layers if len(d.layers) > 1 else []:
         table.add_row("", f"{kind.state:,} of them in {kind.name}")
+    for i, part in enumerate(d.optimizer):
+        rates = f"{part.kind}, {part.bytes_per_param:.3g} bytes of state for each parameter"
+        group = f"{part.group}: {part.params:,} parameters by " if part.group else ""
+        table.add_row("" if i else "optimizer", group + rates)
     table.add_row("memory", _memory(d))
     return table
 

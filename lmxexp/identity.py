@@ -25,9 +25,12 @@ def identity(config: Mapping[str, Any], fingerprint: str) -> str:
     Args:
         config: resolved, plain containers.
         fingerprint: of the data, `lmxexp.interfaces.Source.fingerprint`. It stands for the files: their paths, in the
-            nodes ``data`` and ``tokenizer``, are left out.
+            nodes ``data`` and ``tokenizer``, are left out. So is that of the run which a branch comes off: its own
+            identity stands for it.
     """
     kept = {key: _kept(key, value) for key, value in config.items() if key not in _LEFT_OUT}
+    if kept.get("branch") is None:  # from its own beginning: as before there were branches
+        kept.pop("branch", None)
     text = json.dumps([kept, fingerprint], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:LENGTH]
 
@@ -35,7 +38,7 @@ def identity(config: Mapping[str, Any], fingerprint: str) -> str:
 def _kept(group: str, node: Any) -> Any:
     if group == "train" and isinstance(node, Mapping):
         return {key: value for key, value in node.items() if key not in _LEFT_OUT_OF_TRAIN}
-    if group in ("data", "tokenizer"):
+    if group in ("data", "tokenizer", "branch"):
         return _without_paths(node)
     return node
 

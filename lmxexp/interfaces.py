@@ -296,3 +296,15 @@ class Callback(Protocol):
     stand without them."""
 
     def __call__(self, trainer: Trainer) -> Mapping[str, float]: ...
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A callback that has arrays of its own from step to step: they are part of the checkpoints."""
+
+    state: dict[str, mx.array]
+    """Empty before its first step."""
+
+    def restore(self, arrays: Mapping[str, mx.array]) -> None:
+        """Go on from the ``state`` that a checkpoint holds."""
+        ...

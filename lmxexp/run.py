@@ -17,17 +17,20 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lmxexp import blas, device, run_files
 from lmxexp.build import build
+from lmxexp.cli.branch import checkpoint_of
 from lmxexp.cli.validate import check
 from lmxexp.identity import SWEEP_NODES, identity
 from lmxexp.interfaces import ConfigError, RunInfo, Source, Tokenizer
 from lmxexp.logger.loggers import Loggers
 from lmxexp.model.language_model import LanguageModel
 from lmxexp.ops.trees import by_path
-from lmxexp.optim.build import build_optimizer
+from lmxexp.optim.averaging import averages, evaluated
+from lmxexp.optim.build import optimizer_of
 from lmxexp.record import environment_record
 from lmxexp.tokenizer.load import load as load_tokenizer
 from lmxexp.train import checkpoint, precision
 from lmxexp.train.drive import Steps, alone
+from lmxexp.train.self_test import fill
 from lmxexp.train.trainer import DivergedError, Trainer
 
 
@@ -84,7 +87,8 @@ def run_steps(
     """Train and score what ``cfg`` (from `lmxexp.compose`) describes, and leave a record of it.
 
     Args:
-        cfg: composed configuration. With ``cfg.resume`` the run in that directory goes on.
+        cfg: composed configuration. With ``cfg.resume`` the run in that directory goes on. With ``cfg.branch`` the
+            run starts from another's checkpoint.
         run_dir: where everything is written; None: a new directory under ``outputs/runs``.
         until: pause after so many steps, with a checkpoint from which the run goes on as if it had not; None: no pause.
         side_by_side: whether other runs are under way in this process.
@@ -105,6 +109,8 @@ def run_steps(
     before = run_files.load_record(directory) if cfg.resume else {}
     newest = checkpoint.newest(directory / "checkpoints") if cfg.resume else None
     saved = checkpoint.read(newest) if newest else None  # none: killed before the first, it starts over
+    branch = cfg.get("branch")
+    start = saved or (checkpoint.read(checkpoint_of(cfg)) if branch else None)
     directory.mkdir(parents=True, exist_ok=True)
     if not cfg.resume and (directory / "run.json").exists():
         raise ConfigError(f"{directory} holds a run already: resume={directory} goes on with it, or choose another")
@@ -116,12 +122,14 @@ def run_steps(
     config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     settings = build(cfg.train)
     source = build_source(cfg)
-    _check_same_data(before, source, directory)
+    if branch and not saved:
+        _check_same_data(run_files.load_record(Path(branch.path)), source, f"branch={branch.path}")
+    _check_same_data(before, source, f"resume={directory}")
     model = build_model(cfg, vocab_size=source.vocab_size)
     chosen_precision = precision.resolve(settings.precision, on_gpu=device.is_gpu())
     if chosen_precision == "bf16":
         model.set_dtype(mx.bfloat16)
-    optimizer = build_optimizer(build(cfg.optim), build(cfg.schedule))
+    optimizer = optimizer_of(cfg)
     optimizer.init(model.trainable_parameters())
     peak_gflops = _peak_gflops(chosen_precision)
     _start_clean(cfg.seed)  # of the measurement's memory, and of what random numbers the design's constructors drew
@@ -143,7 +151,8 @@ def run_steps(
         "matmul_gflops": peak_gflops,
         "data": {"fingerprint": source.fingerprint, **source.record},
         "started": before.get("started", now),
-        "resumed": [*before.get("resumed", []), {"at": now, "step": saved.step if saved else 0}] if before else [],
+        "resumed": [*before.get("resumed", []), {"at": now, "step": start.step if start else 0}] if before else [],
+        **({"branch": {"run": branch.path, "identity": branch.identity, "step": branch.step}} if branch else {}),
         **environment_record(sys.argv),
     }
     logger = Loggers(_chosen(cfg, "logger"))
@@ -160,9 +169,9 @@ def run_steps(
         precision=chosen_precision,
         peak_flops=peak_gflops * 1e9,
     )
-    if saved:
-        trainer.restore(saved)
-        trainer.history = [line for line in run_files.logged(directory) if line["step"] <= saved.step]
+    if start:
+        trainer.restore(start)
+        trainer.history = [line for line in run_files.logged(directory) if line["step"] <= start.step]
     run_files.save_config(unresolved, config, directory)
     if source.tokenizer is not None:
         source.tokenizer.save(directory / "tokenizer.json")
@@ -259,7 +268,7 @@ def _result(run_dir: Path, summary: dict[str, Any], signal: int | None = None) -
 
 
 def load(run_dir: str | Path, which: str = "newest") -> LoadedRun:
-    """Model, tokenizer and configuration of a run.
+    """Model, tokenizer and configuration of a run; with the weights that its optimizer is judged by.
 
     Args:
         run_dir: the run's directory.
@@ -281,6 +290,11 @@ def load(run_dir: str | Path, which: str = "newest") -> LoadedRun:
     arrays = saved.load("model")
     checkpoint.check_shapes(model.parameters(), arrays, f"{path}/model.safetensors")
     model.load_weights(list(arrays.items()))
+    optimizer = optimizer_of(cfg)
+    if averages(optimizer):
+        optimizer.init(model.trainable_parameters())
+        fill(optimizer.state, saved.load("optimizer"))
+        model.update(evaluated(optimizer, model.trainable_parameters()))
     model.eval()
     tokenizer = directory / "tokenizer.json"
     return LoadedRun(model, load_tokenizer(tokenizer) if tokenizer.exists() else None, cfg, saved.step)
@@ -306,12 +320,12 @@ def build_source(cfg: DictConfig) -> Source:
     return build(cfg.data)(tokenizer=build(cfg.tokenizer))
 
 
-def _check_same_data(before: dict[str, Any], source: Source, run_dir: Path) -> None:
+def _check_same_data(before: dict[str, Any], source: Source, origin: str) -> None:
     """Refuse to go on with other data than the run began with: the numbers before and after would not be of one run."""
     known = before.get("data", {}).get("fingerprint", source.fingerprint)
     if known != source.fingerprint:
         raise ConfigError(
-            f"resume={run_dir}: the data has changed since the run began (fingerprint {source.fingerprint}, was "
+            f"{origin}: the data has changed since the run began (fingerprint {source.fingerprint}, was "
             f"{known}): restore the text and the tokenizer, or start a new run"
         )
 

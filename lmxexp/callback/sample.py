@@ -39,14 +39,15 @@ class Sample:
         if tokenizer is None:
             return {}
         prompt = self._prompt(trainer)
-        tokens = generate(
-            trainer.model,
-            prompt,
-            max_tokens=self.max_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            seed=self.seed,
-        )
+        with trainer.evaluated_weights():
+            tokens = generate(
+                trainer.model,
+                prompt,
+                max_tokens=self.max_tokens,
+                temperature=self.temperature,
+                top_p=self.top_p,
+                seed=self.seed,
+            )
         text = tokenizer.decode([*prompt, *tokens])
         file = trainer.run_dir / "samples.txt"
         header = f"--- step {trainer.step} ---\n"

@@ -14,7 +14,9 @@ usage: python -m lmxexp [GROUP=KIND …] [KEY=VALUE …] [flags]      (or: lmxex
 
   python -m lmxexp model=llama attention=gqa                 one run
   python -m lmxexp -m attention=mha,gqa seed=1,2,3           every combination, one after the other
-  python -m lmxexp resume=RUN_DIR                            go on with a run, bit for bit"""
+  python -m lmxexp resume=RUN_DIR                            go on with a run, bit for bit
+  python -m lmxexp branch=RUN_DIR schedule=cooldown schedule.cooldown_steps=100
+                                                             a new run from that one's newest checkpoint"""
 
 _OVERRIDES = [
     ("train.steps=500", "optimizer steps; also train.batch_size, train.seq_len, train.precision …"),

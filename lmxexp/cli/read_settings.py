@@ -11,10 +11,13 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-ROOTS = ("train", "model.net", "model.init", "optim", "schedule", "data", "tokenizer", "loss", "callback", "logger")
+ROOTS = (
+    *("train", "model.net", "model.init", "optim", "param_groups", "schedule"),
+    *("data", "tokenizer", "loss", "callback", "logger"),
+)
 """What `lmxexp.run.run` builds."""
 
-PLAIN = ("seed", "name", "tags", "resume", "debug")
+PLAIN = ("seed", "name", "tags", "resume", "branch", "debug")
 """What it reads as it stands."""
 
 _INNERMOST = re.compile(r"\$\{([^${}]*)\}")

@@ -16,6 +16,7 @@ from lmxexp.cli import conf, ignored
 from lmxexp.cli.errors import did_you_mean, refuse
 from lmxexp.cli.read_settings import PLAIN, ROOTS, ReadSettings
 from lmxexp.cli.signature import Built, fits, locate, parameters, say, takes_text
+from lmxexp.compose import LISTS
 
 _HYDRA_KEYS = ("_target_", "_partial_", "_args_", "_convert_", "_recursive_")
 
@@ -36,7 +37,7 @@ def check(cfg: DictConfig, overrides: Iterable[str] = (), *, also: tuple[str, ..
     # One mistake of the user's reaches many nodes: it is told once, under the key where it is written.
     problems: dict[str, str] = {}
     for key in ("seed", *ROOTS):
-        if OmegaConf.select(cfg, key, throw_on_missing=False) is None and key not in ("logger", "callback"):
+        if OmegaConf.select(cfg, key, throw_on_missing=False) is None and key not in LISTS:
             problems.setdefault(key, f"{key} is missing: the run cannot do without it")
     _check_plain(cfg, problems)
     for path in read.targets:

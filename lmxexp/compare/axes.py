@@ -11,12 +11,12 @@ from lmxexp.compare.read import Run
 
 Getter = Callable[[Run], Any]
 
-_REPORTS = ("name", "tags", "resume", "sweep", "match", "tune", "logger", "callback", "debug", "hydra")
+_REPORTS = ("name", "tags", "resume", "branch", "sweep", "match", "tune", "logger", "callback", "debug", "hydra")
 """Nodes of the configuration that name, report or say how a sweep came by the rest. No differences of the design."""
 _CHOICES_OF_REPORTS = tuple(f"choice.{group}" for group in (*_REPORTS, "hparams_search"))
 _OF_TRAIN = ("log_every", "eval_every", "checkpoint_every", "keep", "self_test", "memory_limit_gb")
 """Of ``train``: when something is written, not what is learned."""
-_GROUPS = ("data", "tokenizer", "loss", "optim", "schedule", "train")
+_GROUPS = ("data", "tokenizer", "loss", "optim", "param_groups", "schedule", "train")
 """Groups whose kinds fill the node of the same name. Those that are none of these, model or size fill the model's."""
 
 _FIRST = {"choice.model": 0, "choice.size": 1}

@@ -71,7 +71,7 @@ class Adafactor(FullPrecision):
         direction = direction / mx.maximum(1.0, _rms(direction) / self.clip_threshold)
         rate = self.learning_rate
         if self.scale_parameter:
-            rate = rate * mx.maximum(self.eps2, _rms(parameter))
+            rate = rate * mx.maximum(mx.ones(()) * self.eps2, _rms(parameter))
         change = direction * rate
         if self.beta1 is not None:
             change = state["m"] = state["m"] * self.beta1 + change * (1 - self.beta1)

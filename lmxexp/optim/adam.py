@@ -30,6 +30,8 @@ class Adam(FullPrecision):
         algorithm 1.
     """
 
+    moves = "entrywise"
+
     def __init__(
         self,
         learning_rate: float | Schedule,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from typing import Literal, Protocol, cast, runtime_checkable
 
 import mlx.core as mx
 from mlx.optimizers import Optimizer
@@ -13,6 +13,28 @@ from lmxexp.interfaces import Schedule
 from lmxexp.ops.once import once
 from lmxexp.optim.checks import check_learning_rate, check_weight_decay
 from lmxexp.optim.roles import is_matrix
+
+
+@runtime_checkable
+class RateRule(Protocol):
+    """An initialisation that has learning rates go with it."""
+
+    def rate_factor(self, path: str, parameter: mx.array, *, spectral: bool) -> float:
+        """What the learning rate of a parameter is multiplied by; ``spectral``: as `FullPrecision.moves` says."""
+        ...
+
+
+class RateFactors:
+    """The factors on the learning rates of single parameters by a rule; equal where the rules are."""
+
+    def __init__(self, rule: RateRule):
+        self.of = rule.rate_factor
+        self._settings = (type(rule), vars(rule))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RateFactors) and self._settings == other._settings
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 class FullPrecision(Optimizer):
@@ -40,8 +62,13 @@ class FullPrecision(Optimizer):
         https://arxiv.org/abs/1711.05101, algorithm 2, with the decay multiplied by the learning rate as in PyTorch.
     """
 
+    moves: Literal["entrywise", "spectral"] | None = None
+    """What the learning rate is a size of, in a change: of each element, or of a matrix's spectral norm. None: of
+    neither, and no rule says how it goes with the width of a model."""
+
     def __init__(self, learning_rate: float | Schedule, weight_decay: float = 0.0):
         super().__init__()
+        self.rate_factors: RateFactors | None = None
         if not callable(learning_rate):
             check_learning_rate(learning_rate)
         self._maybe_schedule("learning_rate", learning_rate)
@@ -88,6 +115,8 @@ class FullPrecision(Optimizer):
         if self.l2_penalty and decays:
             gradient = gradient + weight * self.l2_penalty
         change = self.change(gradient, weight, state)
+        if self.rate_factors is not None:
+            change = change * self.rate_factors.of(path, parameter, spectral=self.moves == "spectral")
         if self.weight_decay and decays:
             change = change + weight * (self.learning_rate * self.weight_decay)
         return (weight - change).astype(parameter.dtype)

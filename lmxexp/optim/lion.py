@@ -27,6 +27,8 @@ class Lion(FullPrecision):
         algorithm 2.
     """
 
+    moves = "entrywise"
+
     def __init__(
         self,
         learning_rate: float | Schedule,

@@ -1,6 +1,18 @@
 """What a parameter is, told by its name and shape."""
 
+from typing import Literal
+
 import mlx.core as mx
+
+
+def role_of(path: str, parameter: mx.array) -> Literal["embedding", "head", "matrix", "vector"]:
+    """What a parameter is for: ``embedding`` (a tied one is the head as well), ``head``, ``matrix`` (any other: those
+    between the layers' inputs and outputs) or ``vector`` (all that is no matrix: norms, biases, decays)."""
+    if not is_matrix(path, parameter):
+        return "vector"
+    if is_hidden_matrix(path, parameter):
+        return "matrix"
+    return "head" if "lm_head" in path else "embedding"
 
 
 def is_matrix(path: str, parameter: mx.array) -> bool:

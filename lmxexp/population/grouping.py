@@ -11,7 +11,7 @@ from lmxexp.identity import SWEEP_NODES
 _NO_MATTER = ("name", "tags", "resume", "choice", "logger", "debug", "schedule", *SWEEP_NODES)
 """Each member has its own of these. A schedule makes one number a step, whatever its kind."""
 
-_NUMBERS = ("optim", "loss")
+_NUMBERS = ("optim", "param_groups", "loss")
 """Nodes whose numbers enter the step as arrays."""
 
 

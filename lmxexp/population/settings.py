@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
-from mlx.optimizers import MultiOptimizer, Optimizer
 
 Settings = dict[str, Any]
 """By the name of an attribute: what `differing` found."""
@@ -62,13 +61,6 @@ class OwnNumber:
 
     def __rsub__(self, other: Any) -> mx.array:
         return self.rest if isinstance(other, int) and other == 1 else other - self.value
-
-
-def leaf_optimizers(optimizer: Optimizer) -> list[Optimizer]:
-    """The optimizer itself, or those that it hands its groups to."""
-    if isinstance(optimizer, MultiOptimizer):
-        return [leaf for part in optimizer.optimizers for leaf in leaf_optimizers(part)]
-    return [optimizer]
 
 
 def differing(name: str, objects: Sequence[Any]) -> Settings:

@@ -17,8 +17,8 @@ from lmxexp.model.language_model import LanguageModel
 from lmxexp.ops.fused import mapped
 from lmxexp.ops.once import once
 from lmxexp.ops.trees import by_path
-from lmxexp.optim.build import Scheduled, learning_rates
-from lmxexp.population.settings import NotMappable, Settings, differing, leaf_optimizers, put
+from lmxexp.optim.build import Scheduled, leaf_optimizers, learning_rates
+from lmxexp.population.settings import NotMappable, Settings, differing, put
 from lmxexp.train.precision import cast
 from lmxexp.train.random_state import STATE
 from lmxexp.train.sentinel import CompileSentinel

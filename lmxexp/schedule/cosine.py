@@ -29,7 +29,7 @@ class Cosine:
 
     def __init__(self, steps: int, warmup_steps: int | None = None, final: float = 0.1):
         self.steps = steps
-        self.warmup_steps = warmup_length(warmup_steps, steps)
+        self.warmup_steps = self.decay_start = warmup_length(warmup_steps, steps)
         self.final = check_final(final)
 
     def __call__(self, step: mx.array) -> mx.array:

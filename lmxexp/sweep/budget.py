@@ -104,7 +104,7 @@ def same_budget(cfg: DictConfig, kind: str) -> str:
     raw: Any = OmegaConf.to_container(cfg, resolve=False)
     kept = {key: value for key, value in raw.items() if key not in _NOT_OF_A_STEP}
     kept["data"] = {key: value for key, value in (raw.get("data") or {}).items() if key != "seed"}
-    for key in ("optim", "schedule"):
+    for key in ("optim", "param_groups", "schedule"):
         kept[key] = _without_rates(raw.get(key)) if kind in ("time", "memory") else None
     return json.dumps(kept, sort_keys=True, default=str)
 

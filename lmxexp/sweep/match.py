@@ -83,7 +83,7 @@ class Match:
 
     def _first(self, lines: Sequence[Sequence[str]]) -> list[str]:
         first, *_ = by_key = [{key_of(o): o for o in line} for line in lines] or [{}]
-        differing = [key for key in _differing(by_key) if not key.startswith(("optim.", "schedule."))]
+        differing = [key for key in _differing(by_key) if not key.startswith(("optim.", "param_groups.", "schedule."))]
         if missing := [key for key in differing if key not in first]:
             refuse(f"match.reference is null, and the first point does not set {missing[0]}: name the reference")
         return [first[key] for key in differing]

@@ -53,12 +53,12 @@ class Preparation:
             ConfigError: sizes or kinds that do not fit together.
         """
         from lmxexp.build import build
-        from lmxexp.optim.build import build_optimizer
+        from lmxexp.optim.build import optimizer_of
         from lmxexp.train.random_state import get_random_state, set_random_state
 
         config = config or resolved(cfg)
         vocab_size = self._source(cfg, config)[1]
-        kept = ("model", "train", "optim", "schedule", "loss", "callback", "logger")
+        kept = ("model", "train", "optim", "param_groups", "schedule", "loss", "callback", "logger")
         key = json.dumps([vocab_size, *(config.get(part) for part in kept)], sort_keys=True, default=str)
         if key in self._built:
             return
@@ -69,7 +69,7 @@ class Preparation:
         if model.max_len is not None and model.max_len < cfg.train.seq_len:
             refuse(f"train.seq_len={cfg.train.seq_len}: the model has positions for {model.max_len} tokens alone")
         build(cfg.model.init)
-        build_optimizer(build(cfg.optim), build(cfg.schedule))
+        optimizer_of(cfg)
         build(cfg.loss)
         for group in ("callback", "logger"):  # of which there may be none
             if cfg.get(group):

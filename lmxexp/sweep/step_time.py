@@ -13,7 +13,7 @@ import numpy as np
 
 from lmxexp import device
 from lmxexp.interfaces import Batch
-from lmxexp.optim.build import build_optimizer
+from lmxexp.optim.build import optimizer_of
 from lmxexp.run import build, build_model
 from lmxexp.train import precision
 from lmxexp.train.random_state import get_random_state, set_random_state
@@ -82,7 +82,7 @@ def _make_step(cfg: DictConfig, vocab_size: int) -> tuple[TrainStep, TrainSettin
     chosen = precision.resolve(settings.precision, on_gpu=device.is_gpu())
     if chosen == "bf16":
         model.set_dtype(mx.bfloat16)
-    optimizer = build_optimizer(build(cfg.optim), build(cfg.schedule))
+    optimizer = optimizer_of(cfg)
     model.train()
     optimizer.init(model.trainable_parameters())
     step = TrainStep(

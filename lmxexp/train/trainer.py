@@ -1,8 +1,9 @@
 """The training loop."""
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import mlx.core as mx
@@ -10,18 +11,21 @@ import mlx.optimizers
 from mlx.utils import tree_unflatten
 
 from lmxexp import device
-from lmxexp.interfaces import Callback, Logger, Loss, Source
+from lmxexp.interfaces import Callback, Logger, Loss, Source, Stateful
 from lmxexp.model.language_model import LanguageModel
 from lmxexp.ops.trees import number, numbers
+from lmxexp.optim.averaging import evaluated
 from lmxexp.train import checkpoint
 from lmxexp.train.drive import Steps, alone
 from lmxexp.train.evaluator import Evaluator
 from lmxexp.train.precision import DTYPES
+from lmxexp.train.progress import Progress, StepClock
 from lmxexp.train.random_state import get_random_state, set_random_state
 from lmxexp.train.self_test import fill, self_test
 from lmxexp.train.settings import TrainSettings
 from lmxexp.train.signals import StopSignals
 from lmxexp.train.step import TrainStep, to_arrays
+from lmxexp.train.weights import weights
 
 
 class DivergedError(RuntimeError):
@@ -30,36 +34,6 @@ class DivergedError(RuntimeError):
 
 class MemoryLimitError(RuntimeError):
     """The run took more memory than ``train.memory_limit_gb``."""
-
-
-@dataclass
-class Progress:
-    """How far the run is: all of the trainer's state that is no array. Saved with every checkpoint."""
-
-    step: int = 0
-    best_eval_loss: float | None = None
-    best_eval_step: int | None = None
-    eval_loss: float | None = None
-    """Of the model at ``step``; None where it was not evaluated there."""
-    unlogged: dict[str, float] | None = None
-    """Training metrics of ``step`` while its callbacks have not all run and its line is not logged."""
-
-
-@dataclass
-class StepClock:
-    """Time spent in training steps, without evaluation, logging, checkpoints, and without the first step of the
-    process, which compiles. What the device still has to do when the scalars are known counts for the next step."""
-
-    steps: int = 0
-    seconds: float = 0.0
-    first_step_seconds: float | None = None
-
-    def add(self, seconds: float) -> None:
-        if self.first_step_seconds is None:
-            self.first_step_seconds = seconds
-        else:
-            self.steps += 1
-            self.seconds += seconds
 
 
 class _Stopped(Exception):
@@ -180,10 +154,8 @@ class Trainer:
     def _pause(self) -> None:
         self._fetch_state()
         # The evaluation is no part of the run: its log and its best checkpoint stay those of one that never paused.
-        metrics = self.evaluator(should_stop=lambda: self.signals.received is not None)
-        if metrics is None:
-            raise _Stopped
-        self.paused_at = metrics
+        with self.evaluated_weights():
+            self.paused_at = self.metrics_of_weights()
         self.save_checkpoint()
 
     def _after_step(self, scalars: dict[str, mx.array]) -> None:
@@ -231,15 +203,27 @@ class Trainer:
         return callback.every > 0 and self.step % callback.every == 0
 
     def evaluate(self) -> dict[str, float]:
-        """Metrics over the whole validation split; see `Evaluator`."""
-        metrics = self.evaluator(should_stop=lambda: self.signals.received is not None)
-        if metrics is None:
-            raise _Stopped
+        """Metrics over the whole validation split, of `evaluated_weights`; the best so far is noted."""
+        with self.evaluated_weights():
+            metrics = self.metrics_of_weights()
         progress = self.progress
         progress.eval_loss = metrics["eval/loss"]
         if progress.best_eval_loss is None or metrics["eval/loss"] < progress.best_eval_loss:
             progress.best_eval_loss, progress.best_eval_step = metrics["eval/loss"], self.step
         return metrics
+
+    def metrics_of_weights(self) -> dict[str, float]:
+        """Metrics over the whole validation split of the weights that the model has; see `Evaluator`."""
+        metrics = self.evaluator(should_stop=lambda: self.signals.received is not None)
+        if metrics is None:
+            raise _Stopped
+        return metrics
+
+    @contextmanager
+    def evaluated_weights(self) -> Iterator[None]:
+        """Within, the model has the weights that the optimizer is judged by: for most those that it trains."""
+        with weights(self.model, evaluated(self.optimizer, self.model.trainable_parameters())):
+            yield
 
     def stop_if_asked(self) -> None:
         """Ends the run after a signal; for callbacks that take long. Resumed, it calls the step's callbacks again."""
@@ -251,6 +235,8 @@ class Trainer:
         self._fetch_state()
         state = {**asdict(self.progress), "random_state": get_random_state(), "run_id": self.run_id}
         trees = {"model": self.model.parameters(), "optimizer": self.optimizer.state}
+        if kept := {name: c.state for name, c in self.callbacks.items() if isinstance(c, Stateful) and c.state}:
+            trees["callbacks"] = {f"{name}:{key}": a for name, arrays in kept.items() for key, a in arrays.items()}
         try:
             path = checkpoint.save(self.checkpoints, state, trees)
         except OSError as e:
@@ -276,6 +262,13 @@ class Trainer:
                 self.model.update(tree_unflatten(list(arrays.items())))
             else:
                 fill(self.optimizer.state, arrays)
+        if "callbacks.safetensors" in saved.files:
+            arrays = saved.load("callbacks")
+            for name, callback in self.callbacks.items():
+                if isinstance(callback, Stateful):
+                    prefix = f"{name}:"
+                    own = {key.removeprefix(prefix): a for key, a in arrays.items() if key.startswith(prefix)}
+                    callback.restore(own)
         state = dict(saved.state)
         set_random_state(state.pop("random_state"))
         state.pop("run_id")

@@ -133,6 +133,7 @@ def test_without_clipping():
         [["loss.z_loss=0"], ["loss.z_loss=0.01"]],
         [["optim=muon", "optim.momentum=0.9"], ["optim=muon", "optim.adamw.weight_decay=0.3"]],
         [["optim=lion", "optim.betas=[0.9,0.99]"], ["optim=lion", "optim.betas=[0.95,0.98]"]],
+        [["optim=adafactor", "optim.eps2=1e-3"], ["optim=adafactor", "optim.eps2=1e-2"]],
         [["optim=sgd", "optim.weight_decay=0.1"], ["optim=sgd", "optim.momentum=0.5"]],
         [["schedule.final=0.5"], ["schedule.final=0.1"]],
     ],
