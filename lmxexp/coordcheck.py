@@ -175,30 +175,36 @@ def show(sizes: Sequence[Sizes], widths: Sequence[int]) -> None:
 
 
 def draw(sizes: Sequence[Sizes], widths: Sequence[int], title: str, path: Path) -> None:
-    """A picture: one panel for each activation, one line for each step."""
+    """A picture: one panel for each activation, one line for each step, relative to the first width."""
     from lmxexp.compare import figures
 
     with figures.style():
         import matplotlib.pyplot as plt
 
-        n_columns = min(4, len(sizes))
+        n_columns = min(5, len(sizes))
         n_rows = -(-len(sizes) // n_columns)
         fig, axes = plt.subplots(
-            n_rows, n_columns, figsize=(3.2 * n_columns, 2.6 * n_rows), squeeze=False, layout="constrained"
+            n_rows,
+            n_columns,
+            figsize=(2.6 * n_columns, 2.6 * n_rows),
+            squeeze=False,
+            sharey=True,
+            layout="constrained",
         )
         for ax, of_one in zip(axes.flat, sizes, strict=False):
             for step in range(1, len(of_one.values[0])):
-                ax.plot(widths, [v[step] for v in of_one.values], marker="o", markersize=3, label=f"step {step}")
+                relative = [v[step] / of_one.values[0][step] for v in of_one.values]
+                ax.plot(widths, relative, marker="o", markersize=3, label=f"step {step}")
             ax.set_xscale("log", base=2)
             ax.set_yscale("log")
             ax.set_xticks(widths, [str(w) for w in widths])
-            ax.set_title(of_one.name, fontsize=9)
+            ax.set_title(of_one.name.replace("change of ", "change of\n"), fontsize=9)
         for ax in axes.flat[len(sizes) :]:
             ax.set_visible(False)
         axes[0, 0].legend(fontsize=7)
         fig.suptitle(title)
-        fig.supxlabel("width")
-        fig.supylabel("root mean square")
+        fig.supxlabel("width", fontsize=9)
+        fig.supylabel(f"times that of width {widths[0]}", fontsize=9)
         path.parent.mkdir(parents=True, exist_ok=True)
         fig.savefig(path)
         plt.close(fig)

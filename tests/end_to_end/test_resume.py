@@ -29,10 +29,13 @@ def stop_at(step: int, **settings) -> str:
 
 
 MIXERS = kinds("attention")
-# Each optimizer with two mixers, and each mixer with one optimizer: what resumes alone resumes together. Of the mixers
-# six at a time, because a process takes as long to start as two of them to train.
+# Each optimizer with one mixer, and each mixer with one optimizer: what resumes alone resumes together. Six at a time,
+# because a process takes as long to start as two of them to train.
 PAIRS = {
-    **{f"optim={o}": [(f"optim={o}", "attention=gqa"), (f"optim={o}", "attention=sliding")] for o in OPTIMIZERS},
+    **{
+        f"optim={','.join(OPTIMIZERS[i : i + 6])}": [(f"optim={o}", "attention=gqa") for o in OPTIMIZERS[i : i + 6]]
+        for i in range(0, len(OPTIMIZERS), 6)
+    },
     **{
         f"attention={','.join(MIXERS[i : i + 6])}": [
             (f"attention={a}", "model.n_heads=4", "model.n_kv_heads=2") for a in MIXERS[i : i + 6]
