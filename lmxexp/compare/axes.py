@@ -3,7 +3,7 @@ follow from them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,7 +78,9 @@ def signatures(runs: Sequence[Run], ignore: Iterable[str] = ()) -> dict[str, dic
         for key in keys
         if is_difference(key) and any(flat.get(key, ABSENT) != first.get(key, ABSENT) for flat in flats.values())
     ]
-    masks = {run: _masked(run, keys_masked, differing) for run, keys_masked in _solved(runs, ignore).items()}
+    solved = _solved(runs, ignore)
+    copies = {key: _copies(key, differing, flats.values()) for key in set().union(*solved.values())}
+    masks = {run: keys.union(*(copies[key] for key in keys)) for run, keys in solved.items()}
     values = {
         key: {run: ADJUSTED if key in masks[run] else hashable(flat.get(key, ABSENT)) for run, flat in flats.items()}
         for key in differing
@@ -141,13 +143,17 @@ def _solved(runs: Sequence[Run], ignore: Iterable[str]) -> dict[Run, set[str]]:
     return {run: ignored | (of_sweep[run.sweep_dir] if run.sweep_dir else set()) for run in runs}
 
 
-def _masked(run: Run, keys: set[str], differing: Sequence[str]) -> set[str]:
-    """The keys and their copies: equal in their last part and in value."""
-    values = {(key.rpartition(".")[2], hashable(run.flat.get(key, ABSENT))) for key in keys}
-    copies = {
-        key for key in differing if (key.rpartition(".")[2], hashable(run.flat.get(key, ABSENT))) in values
-    } if keys else set()  # fmt: skip
-    return keys | copies
+def _copies(key: str, differing: Sequence[str], flats: Collection[Mapping[str, Any]]) -> set[str]:
+    """The keys that an interpolation fills with this one's value: of the same last part, and equal to it in every run
+    that has both. In one run alone two settings may be equal by chance."""
+    last = key.rpartition(".")[2]
+    found = set()
+    for other in differing:
+        if other != key and other.rpartition(".")[2] == last:
+            both = [(flat[key], flat[other]) for flat in flats if key in flat and other in flat]
+            if both and all(a == b for a, b in both):
+                found.add(other)
+    return found
 
 
 def _of_preset(key: str, different: dict[str, dict[Run, Any]], named: set[str]) -> bool:

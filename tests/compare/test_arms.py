@@ -192,6 +192,30 @@ def test_ignored_keys_make_no_arms():
     assert [(arm.label, len(arm.runs)) for arm in arms] == [("attention=mha", 4), ("attention=gqa", 4)]
 
 
+def test_a_setting_that_is_equal_by_chance_is_no_copy():
+    """Muon's AdamW has a learning rate of its own: at one value of the tuned one the two are the same."""
+    points = [("adamw", r, None) for r in (0.001, 0.003)] + [("muon", r, 0.001) for r in (0.001, 0.003)]
+    runs = [
+        memory_run(
+            {"optim": kind},
+            {"optim.learning_rate": rate} | ({} if inner is None else {"optim.adamw.learning_rate": inner}),
+        )
+        for kind, rate, inner in points
+    ]
+    arms = group(runs, ignore=["optim.learning_rate"])
+    assert [(arm.label, len(arm.runs)) for arm in arms] == [("optim=adamw", 2), ("optim=muon", 2)]
+
+
+def test_a_copy_of_an_ignored_key_makes_no_arm():
+    runs = [
+        memory_run({"attention": kind}, {"optim.learning_rate": rate, "optim.inner.learning_rate": rate})
+        for kind in ("mha", "gqa")
+        for rate in (0.001, 0.003)
+    ]
+    arms = group(runs, ignore=["optim.learning_rate"])
+    assert [(arm.label, len(arm.runs)) for arm in arms] == [("attention=mha", 2), ("attention=gqa", 2)]
+
+
 def test_a_repeated_seed_counts_once(tmp_path):
     for name, month in (("b_old", 1), ("c_new", 3), ("a_middle", 2)):
         make_run(tmp_path / name, seed=1, record={"started": f"2026-0{month}-01T00:00:00+0000"})
