@@ -7,7 +7,7 @@ from typing import Literal, Protocol, cast, runtime_checkable
 
 import mlx.core as mx
 from mlx.optimizers import Optimizer
-from mlx.utils import tree_map_with_path
+from mlx.utils import tree_map, tree_map_with_path
 
 from lmxexp.interfaces import Schedule
 from lmxexp.ops.once import once
@@ -101,7 +101,7 @@ class FullPrecision(Optimizer):
 
     def apply_gradients(self, gradients: dict, parameters: dict) -> dict:
         if not self._initialized:
-            self.init(gradients)
+            self.init(tree_map(lambda _, p: p, gradients, parameters))  # some keep where they started
         super().apply_gradients({}, {})  # the step and the schedules; it does not know the parameters' names
         try:
             return cast(dict, tree_map_with_path(self._apply, gradients, parameters, self.state))

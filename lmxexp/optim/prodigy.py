@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_map
 
 from lmxexp.interfaces import Schedule
 from lmxexp.ops.once import once
@@ -92,8 +91,6 @@ class Prodigy(FullPrecision):
         return state["m"] * rate / (mx.sqrt(state["v"]) + self.once_a_step("eps", lambda: d * self.eps))
 
     def apply_gradients(self, gradients: dict, parameters: dict) -> dict:
-        if not self._initialized:
-            self.init(tree_map(lambda _, p: p, gradients, parameters))  # the start is where the parameters are
         try:
             updated = super().apply_gradients(gradients, parameters)
             if self._norms:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 import mlx.core as mx
-from mlx.utils import tree_map, tree_map_with_path
+from mlx.utils import tree_map_with_path
 
 from lmxexp.interfaces import ConfigError, Schedule
 from lmxexp.ops.once import once
@@ -36,6 +36,8 @@ class ScheduleFree(FullPrecision):
         same while learning rates do not fall.
     """
 
+    moves = None  # where gradients are taken, by less than the learning rate
+
     def share_of_average(self) -> Any:
         """``beta``, a number above 0 and below 1: how much of ``x`` is in ``y``."""
         raise NotImplementedError
@@ -58,11 +60,6 @@ class ScheduleFree(FullPrecision):
             return ((y - state["z"] * (1 - beta)) / beta).astype(parameter.dtype)
 
         return cast(dict, tree_map_with_path(average, parameters, self.state))
-
-    def apply_gradients(self, gradients: dict, parameters: dict) -> dict:
-        if not self._initialized:
-            self.init(tree_map(lambda _, p: p, gradients, parameters))  # z starts where the parameters are
-        return super().apply_gradients(gradients, parameters)
 
     def _apply(self, path: str, gradient: mx.array, parameter: mx.array, state: dict[str, mx.array]) -> mx.array:
         y, z = parameter.astype(mx.float32), state["z"]
@@ -102,8 +99,6 @@ class ScheduleFreeSGD(ScheduleFree):
 
     Source: See `ScheduleFree`; equations 3 to 5 with the warmup's weights.
     """
-
-    moves = None  # where gradients are taken, by less than the learning rate
 
     def __init__(self, learning_rate: float | Schedule, momentum: float = 0.9, weight_decay: float = 0.0):
         super().__init__(learning_rate, weight_decay)

@@ -11,15 +11,18 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 import lmxexp
 from lmxexp.build import build
+from lmxexp.cli import conf
 from lmxexp.interfaces import ConfigError
 from lmxexp.ops.trees import by_path
 from lmxexp.optim.adam import Adam
-from lmxexp.optim.build import optimizer_of
+from lmxexp.optim.build import leaf_optimizers, optimizer_of
 from lmxexp.optim.full_precision import RateFactors
 from lmxexp.run import build_model
 
 SMALL = ["model.n_layers=4", "model.n_heads=2", "model.n_kv_heads=1"]
 MUP = ["init=mup", "model.init.base_width=16", "model.init.base_head_dim=8"]
+OF_NO_GIVEN_SIZE = {"adafactor", "kron", "lamb", "prodigy", "schedule_free_adamw", "schedule_free_sgd", "scion", "sgd"}
+OF_NO_GIVEN_SIZE |= {"shampoo", "signum", "soap"}
 BATCH = mx.array(np.random.default_rng(0).integers(0, 24, (3, 10)))
 
 
@@ -169,6 +172,33 @@ def test_decay_is_what_it_is_without():
     factor = optimizer.learning_rate.item() * 0.5
     path = "layers.0.mlp.up_proj.weight"
     np.testing.assert_allclose(np.array(new[path]), np.array(by_path(parameters)[path]) * (1 - factor), rtol=1e-6)
+
+
+@pytest.mark.parametrize("optim", sorted(conf.kinds(conf.conf_dir(), "optim")))
+def test_every_optimizer_has_the_factors_or_is_refused(optim):
+    """What a hidden matrix moves by in one step, decay apart, against the same without the factors."""
+    cfg, model = made(*MUP, f"optim={optim}", "schedule=constant", "schedule.warmup_steps=0")
+    if optim in OF_NO_GIVEN_SIZE:
+        with pytest.raises(ConfigError, match="it has no learning rates for"):
+            optimizer_of(cfg)
+        return
+    optimizers = [optimizer_of(cfg), optimizer_of(cfg)]
+    path, parameters = "layers.0.mlp.up_proj.weight", model.trainable_parameters()
+    key = mx.random.key(1)
+    gradient = tree_unflatten([(k, mx.random.normal(v.shape, key=key)) for k, v in tree_flatten(parameters)])
+    for leaf in (leaf for optimizer in optimizers for leaf in leaf_optimizers(optimizer)):
+        leaf.weight_decay = 0.0
+    for leaf in leaf_optimizers(optimizers[1]):
+        leaf.rate_factors = None
+    moved = []
+    for optimizer in optimizers:
+        optimizer.init(parameters)
+        new = parameters
+        for _ in range(2):  # ADOPT's first step moves nothing
+            new = optimizer.apply_gradients(gradient, new)
+        moved.append(np.array(by_path(new)[path] - by_path(parameters)[path]))
+    spectral = any(leaf.moves == "spectral" for leaf in leaf_optimizers(optimizers[0]))
+    assert np.linalg.norm(moved[0]) == pytest.approx(np.linalg.norm(moved[1]) / (1 if spectral else 2), rel=0.02)
 
 
 def test_optimizers_of_no_given_size_are_refused():
