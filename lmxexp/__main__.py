@@ -3,7 +3,7 @@
 import os
 import sys
 
-from lmxexp.cli import arguments, errors
+from lmxexp.cli import arguments, command, errors
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,9 +36,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(typed: list[str], full_argv: list[str]) -> int:
-    # `_target_: my_module.MyAttention` in the directory where one stands, as `python -m` has it.
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    command.find_modules_here()
     line = arguments.read(typed)
     if line.has("--version"):
         import lmxexp

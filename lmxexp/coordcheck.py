@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -230,8 +229,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_intermixed_args(argv)
 
     def work() -> None:
-        if "" not in sys.path and os.getcwd() not in sys.path:
-            sys.path.insert(0, os.getcwd())
+        command.find_modules_here()
         for name in ("steps", "seeds"):
             if getattr(args, name) < 1:
                 errors.refuse(f"--{name}={getattr(args, name)} must be at least 1")

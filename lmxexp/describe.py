@@ -6,7 +6,6 @@ import argparse
 import copy
 import dataclasses
 import json
-import os
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -268,13 +267,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _describe(args: argparse.Namespace) -> Description:
+    from lmxexp.cli.command import find_modules_here
     from lmxexp.cli.errors import refuse
     from lmxexp.cli.validate import check
     from lmxexp.compose import compose
 
-    # `_target_: my_module.MyAttention` in the directory where one stands, as `python -m lmxexp` has it.
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    find_modules_here()
     if args.vocab is not None and args.vocab < 1:
         refuse(f"--vocab={args.vocab} must be at least 1")
     cfg = compose(args.overrides, args.config_dir)

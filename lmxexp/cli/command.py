@@ -1,4 +1,4 @@
-"""What every command does with how its work ended."""
+"""What every command does before its work, and with how that ended."""
 
 from __future__ import annotations
 
@@ -28,6 +28,12 @@ def run(work: Callable[[], int | None], report: Callable[[Exception], None]) -> 
         report(error)
         return 1
     return code or 0
+
+
+def find_modules_here() -> None:
+    """Let ``_target_: my_module.MyAttention`` be found in the directory where one stands, as ``python -m`` has it."""
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
 
 
 def report(error: Exception) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -98,9 +98,9 @@ def learning_rates(optimizer: Optimizer) -> dict[str, mx.array]:
     """The learning rates of the last step, as metrics: float32 scalars, from the optimizer's state.
 
     ``train/lr`` is the first group's, or that of the parameters in none of the configured groups; of an optimizer with
-    several groups, ``train/lr/<group>`` is each one's. A group
-    is called by the optimizer's ``group_names`` where it has them, else by the name of its class, numbered where two
-    are the same. Before the first step these are the learning rates of that step.
+    several groups, ``train/lr/<group>`` is each one's. A group is called by the optimizer's ``group_names`` where it
+    has them, else by the name of its class, numbered where two are the same. Before the first step these are the
+    learning rates of that step.
     """
     if not isinstance(optimizer, MultiOptimizer):
         return {"train/lr": optimizer.state["learning_rate"]} if "learning_rate" in optimizer.state else {}
@@ -125,7 +125,7 @@ class Group:
 
 
 def groups_of(optimizer: Optimizer, parameters: dict, name: str = "") -> list[Group]:
-    """An optimizer's groups that have parameters, those of one name together.
+    """An optimizer's groups that have parameters; two may have one name, as Muon's of matrices and of stacks.
 
     Args:
         optimizer: initialised for ``parameters``.
@@ -133,15 +133,13 @@ def groups_of(optimizer: Optimizer, parameters: dict, name: str = "") -> list[Gr
     """
     if not isinstance(optimizer, MultiOptimizer):
         return [Group(name, optimizer, by_path(parameters))]
-    names = getattr(optimizer, "group_names", None) or _class_names(optimizer.optimizers)
-    parts = zip(names, optimizer.optimizers, optimizer._split_dictionary(parameters), strict=True)
+    parts = zip(_group_names(optimizer), optimizer.optimizers, optimizer._split_dictionary(parameters), strict=True)
     found = [group for own, part, tree in parts for group in groups_of(part, tree, f"{name}/{own}" if name else own)]
     return [group for group in found if group.parameters]
 
 
 def _rates(optimizer: MultiOptimizer) -> Iterator[tuple[str, mx.array]]:
-    names = getattr(optimizer, "group_names", None) or _class_names(optimizer.optimizers)
-    for name, group in zip(names, optimizer.optimizers, strict=True):
+    for name, group in zip(_group_names(optimizer), optimizer.optimizers, strict=True):
         if isinstance(group, MultiOptimizer):
             yield from ((f"{name}/{inner}", rate) for inner, rate in _rates(group))
         elif "learning_rate" in group.state:
@@ -178,7 +176,9 @@ def _inside(key: str) -> Iterator[None]:
         raise ConfigError(f"{key}.{error}") from None
 
 
-def _class_names(optimizers: list[Optimizer]) -> list[str]:
-    names = [type(optimizer).__name__.lower() for optimizer in optimizers]
+def _group_names(optimizer: MultiOptimizer) -> Sequence[str]:
+    if own := getattr(optimizer, "group_names", None):
+        return own
+    names = [type(group).__name__.lower() for group in optimizer.optimizers]
     count = Counter(names)
     return [f"{name}_{i}" if count[name] > 1 else name for i, name in enumerate(names)]

@@ -12,6 +12,7 @@ from mlx.optimizers import MultiOptimizer, Optimizer
 
 from lmxexp.interfaces import ConfigError, OptimizerFactory, Schedule
 from lmxexp.ops.trees import by_path
+from lmxexp.optim.build import leaf_optimizers
 from lmxexp.optim.full_precision import FullPrecision
 
 
@@ -86,10 +87,8 @@ def made(inner: OptimizerFactory, learning_rate: float | Schedule | None) -> Opt
     """
     if learning_rate is None or not callable(learning_rate):
         return inner() if learning_rate is None else inner(learning_rate=learning_rate)
-    optimizer = first = inner()
-    while isinstance(first, MultiOptimizer):
-        first = first.optimizers[0]
-    own = first._schedulers.get("learning_rate")
+    optimizer = inner()
+    own = leaf_optimizers(optimizer)[0]._schedulers.get("learning_rate")
     if own != learning_rate:
         raise ConfigError(
             f"inner.learning_rate={getattr(own, 'peak', own)} is not "
