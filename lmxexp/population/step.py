@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -17,6 +18,7 @@ from lmxexp.model.language_model import LanguageModel
 from lmxexp.ops.fused import mapped
 from lmxexp.ops.once import once
 from lmxexp.ops.trees import by_path
+from lmxexp.optim import curvature
 from lmxexp.optim.build import Scheduled, leaf_optimizers, learning_rates
 from lmxexp.population.settings import NotMappable, Settings, differing, put
 from lmxexp.train.precision import cast
@@ -70,6 +72,7 @@ class PopulationStep:
             "loss": differing("loss", losses),
             "optim": [differing("optim", of_members) for of_members in leaves],
         }
+        self._curved = _curved(optimizers)
         self._trainable = set(by_path(self._model.trainable_parameters()))
         self.state: dict[str, Any] = {
             "parameters": _stacked([by_path(model.parameters()) for model in models]),
@@ -86,6 +89,7 @@ class PopulationStep:
         self.sentinel = CompileSentinel()
         wrap: Callable[..., Any] = mx.compile if self.compiled else lambda f: f
         self._whole, self._part, self._apply = wrap(self._whole_step), wrap(self._weighted_part), wrap(self._apply_sum)
+        self._estimate = wrap(self._estimate_curvature)
         self._add = wrap(add)
 
     def part(self, members: Sequence[int]) -> PopulationStep:
@@ -116,11 +120,14 @@ class PopulationStep:
     def __call__(self, batches: Sequence[Batch]) -> Arrays:
         """Every member's batch in, all members' scalars out: ``(P,)`` each, unevaluated, under `TrainStep`'s names."""
         arrays = _together(batches)
+        parts = split(arrays, self.n_micro, axis=1) if self.n_micro > 1 else [arrays]
+        if self._curved is not None and self._estimate_is_due(self._curved):
+            self.state = self._estimate(self.state, parts[0])
         if self.n_micro == 1:
             scalars, self.state = self._whole(self.state, arrays)
             return scalars
         total = None
-        for arrays_of_part in split(arrays, self.n_micro, axis=1):
+        for arrays_of_part in parts:
             part, self.state = self._part(self.state, arrays_of_part)
             total = part if total is None else self._add(total, part)
             mx.async_eval(total)  # as in `TrainStep`: or the activations of all parts would be kept
@@ -131,6 +138,11 @@ class PopulationStep:
         """Parameters and optimizer state by path, and the random key of a member."""
         parameters, optimizer = ({k: a[i] for k, a in self.state[name].items()} for name in ("parameters", "optimizer"))
         return parameters, optimizer, self.state["keys"][i]
+
+    def _estimate_is_due(self, leaf: Optimizer) -> bool:
+        place = next(i for i, of_all in enumerate(self._leaves) if of_all is leaf)
+        leaf.state["step"] = mx.max(_steps(self.state["optimizer"])[place])  # but for those that are frozen
+        return curvature.is_due(leaf)
 
     @staticmethod
     def load(model: LanguageModel, parameters: Arrays) -> None:
@@ -145,12 +157,12 @@ class PopulationStep:
 
     def _whole_step(self, state: Any, arrays: Arrays) -> tuple[Arrays, Any]:
         self._note_trace("training step", state=state, batch=arrays)
-        gradient, loss, aux, keys = self._gradient(state, arrays)
+        gradient, loss, aux, keys = self._gradient(state, arrays, self._loss)
         return self._update({**state, "keys": keys}, state, gradient, loss, aux)
 
     def _weighted_part(self, state: Any, arrays: Arrays) -> tuple[Any, Any]:
         self._note_trace("gradient of a part", state=state, batch=arrays)
-        gradient, loss, aux, keys = self._gradient(state, arrays)
+        gradient, loss, aux, keys = self._gradient(state, arrays, self._loss)
         n = aux["n_targets"]
         weighted = tree_map(
             lambda a: a.astype(mx.float32) * n.reshape(-1, *(1,) * (a.ndim - 1)),
@@ -167,12 +179,31 @@ class PopulationStep:
         gradient = {path: g.astype(state["parameters"][path].dtype) for path, g in mean["gradient"].items()}
         return self._update(state, state, gradient, mean["loss"], mean["aux"])
 
-    def _gradient(self, state: Any, arrays: Arrays) -> tuple[Arrays, mx.array, Aux, mx.array]:
+    def _estimate_curvature(self, state: Any, arrays: Arrays) -> Any:
+        self._note_trace("estimate of the curvature", state=state, batch=arrays)
+        gradient, _, n_targets, keys = self._gradient(state, arrays, curvature.drawn_loss)
+        with _Restored(self._model, self._leaves):
+            optimizer = mx.vmap(self._observed_by_one)(state["optimizer"], self._settings["optim"], gradient, n_targets)
+        new = {**state, "optimizer": optimizer, "keys": keys}
+        return _chosen(state["alive"], new, state) if self.masked else new
+
+    def _observed_by_one(self, state: Arrays, settings: Any, gradient: Arrays, n_targets: mx.array) -> Arrays:
+        self._optimizer.state = tree_unflatten(list(state.items()))
+        for leaf, own in zip(self._leaves, settings, strict=True):
+            put(leaf, own)
+        nested: Any = tree_unflatten(list(gradient.items()))
+        curvature.observe(self._optimizer, nested, n_targets)
+        return by_path(self._optimizer.state)
+
+    def _gradient(
+        self, state: Any, arrays: Arrays, loss: Callable[[LanguageModel, Batch], tuple[mx.array, Any]]
+    ) -> tuple[Arrays, mx.array, Any, mx.array]:
+        """All members' gradients, losses, what the loss returns beside itself, and random keys."""
         trainable, others = self._parted(state["parameters"])
 
         def total(trainable: Arrays) -> tuple[mx.array, Any]:
             with mapped():
-                each, aux, keys = mx.vmap(self._loss_of_one)(
+                each, aux, keys = mx.vmap(partial(self._loss_of_one, loss))(
                     trainable, others, state["keys"], self._settings["loss"], arrays
                 )
             return each.sum(), (each, aux, keys)
@@ -182,15 +213,15 @@ class PopulationStep:
         return gradient, each, aux, keys
 
     def _loss_of_one(
-        self, trainable: Arrays, others: Arrays, key: mx.array, settings: Settings, arrays: Arrays
-    ) -> tuple[mx.array, Aux, mx.array]:
+        self, loss_of: Any, trainable: Arrays, others: Arrays, key: mx.array, settings: Settings, arrays: Arrays
+    ) -> tuple[mx.array, Any, mx.array]:
         self._put(others)
         self._put(trainable if self.compute_dtype is None else cast(trainable, self.compute_dtype))
         put(self._loss, settings)
         before = STATE[0][:]  # MLX hands its own array out: it can be written into, not replaced
         STATE[0][:] = key
         try:
-            loss, aux = self._loss(self._model, Batch(**arrays))
+            loss, aux = loss_of(self._model, Batch(**arrays))
             return loss, aux, STATE[0][:]
         finally:
             STATE[0][:] = before
@@ -264,6 +295,14 @@ def _schedules(optimizers: Sequence[Optimizer]) -> list[dict[str, list[Callable[
         {name: [leaf._schedulers[name] for leaf in of_one] for name in of_one[0]._schedulers}
         for of_one in zip(*leaves, strict=True)
     ]
+
+
+def _curved(optimizers: Sequence[Optimizer]) -> Optimizer | None:
+    """The first member's `lmxexp.optim.curvature.curved`."""
+    found = [leaf for optimizer in optimizers if isinstance(leaf := curvature.curved(optimizer), curvature.Curvature)]
+    if len(every := sorted({leaf.estimate_every for leaf in found})) > 1:
+        raise NotMappable(f"optim.estimate_every is {', '.join(map(str, every))}: one step cannot be all of these")
+    return curvature.curved(optimizers[0])
 
 
 def _steps(state: Arrays) -> list[mx.array]:

@@ -12,6 +12,7 @@ from lmxexp.interfaces import Aux, Batch, Loss
 from lmxexp.model.language_model import LanguageModel
 from lmxexp.ops.once import once
 from lmxexp.ops.trees import by_path
+from lmxexp.optim import curvature
 from lmxexp.optim.build import learning_rates
 from lmxexp.train.precision import cast
 from lmxexp.train.random_state import STATE
@@ -29,6 +30,9 @@ class TrainStep:
 
     With ``n_micro > 1`` a batch is computed in parts of equal size, one after the other; each part's gradient counts by
     its number of targets, so the step is that of the whole batch.
+
+    An optimizer that wants the curvature (`lmxexp.optim.curvature`) is given an estimate before every so many steps,
+    from the batch, or from its first part.
 
     Args:
         model: in fp32 for mixed precision.
@@ -56,11 +60,14 @@ class TrainStep:
         self.sentinel = CompileSentinel()
         self.compiled = compile
         self._value_and_grad = mx.value_and_grad(self._loss_of_params)
+        self._value_and_grad_of_drawn = mx.value_and_grad(self._drawn_loss_of_params)
         state = [model.state, optimizer.state, STATE]
         wrap = partial(mx.compile, inputs=state, outputs=state) if compile else lambda f: f
         self._whole: Callable[[Arrays], Arrays] = wrap(self._whole_step)
         self._part: Callable[[Arrays], Any] = wrap(self._weighted_part)
         self._apply: Callable[[Any], Arrays] = wrap(self._apply_sum)
+        self._estimate: Callable[[Arrays], mx.array] = wrap(self._estimate_curvature)
+        self._curved = curvature.curved(optimizer)
         self._add = mx.compile(add) if compile else add
 
     @property
@@ -71,18 +78,28 @@ class TrainStep:
     def __call__(self, batch: Batch) -> Arrays:
         """Scalars ``train/loss``, ``train/grad_norm`` (before clipping), ``train/lr…`` and the model's own."""
         arrays = to_arrays(batch)
+        parts = split(arrays, self.n_micro) if self.n_micro > 1 else [arrays]
+        if self._curved is not None and curvature.is_due(self._curved):
+            self._estimate(parts[0])
         if self.n_micro == 1:
             return self._whole(arrays)
         total = None
-        for arrays_of_part in split(arrays, self.n_micro):
+        for arrays_of_part in parts:
             part = self._part(arrays_of_part)
             total = part if total is None else self._add(total, part)
             mx.async_eval(total)  # or the graph of all parts, with their activations, would be built before the first
         return self._apply(total)
 
     def _loss_of_params(self, params: Any, arrays: Arrays) -> tuple[mx.array, Aux]:
-        self.model.update(params if self.compute_dtype is None else cast(params, self.compute_dtype))
+        self._put(params)
         return self.loss(self.model, Batch(**arrays))
+
+    def _drawn_loss_of_params(self, params: Any, arrays: Arrays) -> tuple[mx.array, mx.array]:
+        self._put(params)
+        return curvature.drawn_loss(self.model, Batch(**arrays))
+
+    def _put(self, params: Any) -> None:
+        self.model.update(params if self.compute_dtype is None else cast(params, self.compute_dtype))
 
     def _gradient(self, arrays: Arrays) -> tuple[Any, Any, mx.array, Aux]:
         params = self.model.trainable_parameters()
@@ -117,6 +134,14 @@ class TrainStep:
         mean = tree_map(lambda t: t / n, total)
         gradient = tree_map(lambda g, p: g.astype(p.dtype), mean["gradient"], params)
         return self._update(params, gradient, mean["loss"], mean["aux"])
+
+    def _estimate_curvature(self, arrays: Arrays) -> mx.array:
+        self._note_trace("estimate of the curvature", batch=arrays)
+        params = self.model.trainable_parameters()
+        (_, n_targets), gradient = self._value_and_grad_of_drawn(params, arrays)
+        self.model.update(params)
+        curvature.observe(self.optimizer, gradient, n_targets)
+        return n_targets
 
     def _note_trace(self, name: str, **inputs: Any) -> None:
         if self.compiled:

@@ -35,7 +35,8 @@ from tests.optim.toy_problem import (
     to_flat,
     to_tree,
 )
-from tests.population.test_step import ROUNDING, assert_members
+from tests.population.close import rounding
+from tests.population.test_step import assert_members
 from tests.reference import adam_family as reference
 from tests.reference import optimizers as usual
 
@@ -174,7 +175,7 @@ def test_numbers_and_single_rows_are_parameters_too(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_members_are_what_they_are_alone(kind):
-    assert_members([f"optim={kind}"], tolerance=ROUNDING)
+    assert_members([f"optim={kind}"], tolerance=rounding(0.0))
 
 
 @pytest.mark.parametrize(
@@ -193,7 +194,7 @@ def test_members_are_what_they_are_alone(kind):
 )
 def test_members_with_numbers_of_their_own(own):
     # They are arrays there and Python's numbers alone: as close as fp32 is.
-    assert_members([], [[own[0]], own], tolerance=ROUNDING or 1e-6)
+    assert_members([], [[own[0]], own], tolerance=rounding(1e-6))
 
 
 # --- bad settings -----------------------------------------------------------------------------------------------------

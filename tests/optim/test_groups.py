@@ -16,7 +16,8 @@ from lmxexp.optim.lion import Lion
 from lmxexp.optim.roles import role_of
 from lmxexp.schedule.cosine import Cosine
 from tests.optim.toy_problem import FEW, SHAPES, STEPS, assert_same, by_mlx, by_reference, start, to_flat, to_tree
-from tests.population.test_step import ROUNDING, assert_members
+from tests.population.close import rounding
+from tests.population.test_step import assert_members
 from tests.reference import optimizers as reference
 
 ADAM = {"betas": [0.9, 0.95], "eps": 1e-8}
@@ -145,7 +146,7 @@ def test_members_of_a_population_have_settings_of_their_own():
     groups = ["param_groups=[embedding,vector]", "model.dropout=0.1"]
     own = [["seed=1"], ["seed=2", "param_groups.embedding.learning_rate=3e-3"]]
     own[0].append("param_groups.embedding.learning_rate=1e-2")
-    assert_members(groups, own, tolerance=ROUNDING)
+    assert_members(groups, own, tolerance=rounding(0.0))
 
 
 def test_a_group_of_nothing_is_refused():

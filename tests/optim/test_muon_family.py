@@ -29,7 +29,7 @@ from tests.optim.toy_problem import (
     to_flat,
     to_tree,
 )
-from tests.population.close import on_a_gpu
+from tests.population.close import on_a_gpu, rounding
 from tests.population.test_step import assert_members
 from tests.reference import muon_family
 from tests.reference import optimizers as reference
@@ -297,12 +297,12 @@ def test_each_parameter_of_muon_moves_as_it_does_alone():
         parameters = together.apply_gradients(gradients, parameters)
         each = {name: alone[name].apply_gradients({name: gradients[name]}, {name: p})[name] for name, p in each.items()}
     for name in names:
-        assert mx.allclose(parameters[name], each[name], rtol=0, atol=1e-6 if not on_a_gpu() else 1e-4).item(), name
+        assert mx.allclose(parameters[name], each[name], rtol=0, atol=rounding(1e-6)).item(), name
 
 
 # --- populations -----------------------------------------------------------------------------------------------------
 
-ROUNDING = 1e-4 if on_a_gpu() else 0.0
+ROUNDING = rounding(0.0)
 
 
 @pytest.mark.parametrize(
@@ -332,7 +332,7 @@ def test_members_that_are_constrained():
 )
 def test_numbers_of_their_own(own):
     """Rounded to fp32 at another place than Python's numbers."""
-    assert_members([], own, tolerance=1e-6 if not on_a_gpu() else 1e-4)
+    assert_members([], own, tolerance=rounding(1e-6))
 
 
 # --- bad settings ----------------------------------------------------------------------------------------------------

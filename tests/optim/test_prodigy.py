@@ -24,6 +24,7 @@ from tests.optim.toy_problem import (
     to_flat,
     to_tree,
 )
+from tests.population.close import rounding
 from tests.population.test_step import assert_members
 from tests.reference import optimizers as reference
 from tests.reference import schedule_free as rules
@@ -186,7 +187,7 @@ def test_beside_another_optimizer_d_is_its_group_s():
 
 
 def test_members_of_a_population_are_as_alone():
-    assert_members(["optim=prodigy", "optim.d0=1e-3"])
+    assert_members(["optim=prodigy", "optim.d0=1e-3"], tolerance=rounding(0.0))
 
 
 @pytest.mark.parametrize(
@@ -202,7 +203,7 @@ def test_members_of_a_population_are_as_alone():
 )
 def test_members_with_numbers_of_their_own(own):
     """Against Python's numbers, as `tests.population.test_step` has it: rounding differs."""
-    assert_members(["optim=prodigy", "optim.d0=1e-3"], own, tolerance=1e-6)
+    assert_members(["optim=prodigy", "optim.d0=1e-3"], own, tolerance=rounding(1e-6))
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from tests.optim.toy_problem import (
     to_flat,
     to_tree,
 )
+from tests.population.close import rounding
 from tests.population.test_step import assert_members
 from tests.reference import optimizers as reference
 from tests.reference import schedule_free as rules
@@ -224,7 +225,7 @@ def test_a_schedule_that_begins_at_zero():
 
 @pytest.mark.parametrize("kind", ["schedule_free_adamw", "schedule_free_sgd"])
 def test_members_of_a_population_are_as_alone(kind):
-    assert_members([f"optim={kind}", "schedule=constant"])
+    assert_members([f"optim={kind}", "schedule=constant"], tolerance=rounding(0.0))
 
 
 @pytest.mark.parametrize(
@@ -236,7 +237,7 @@ def test_members_of_a_population_are_as_alone(kind):
 )
 def test_members_with_numbers_of_their_own(own):
     """Against Python's numbers, as `tests.population.test_step` has it: rounding differs."""
-    assert_members(["optim=schedule_free_adamw", "schedule=constant"], own, tolerance=1e-6)
+    assert_members(["optim=schedule_free_adamw", "schedule=constant"], own, tolerance=rounding(1e-6))
 
 
 @pytest.mark.parametrize(

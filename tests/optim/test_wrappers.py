@@ -35,6 +35,7 @@ from tests.optim.toy_problem import (
     to_flat,
     to_tree,
 )
+from tests.population.close import rounding
 from tests.population.test_step import assert_members, population
 from tests.reference import optimizers as reference
 from tests.reference import schedule_free as rules
@@ -206,19 +207,19 @@ def test_the_inner_optimizer_is_a_choice_with_settings_of_its_own():
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_members_of_a_population_are_as_alone(wrapper):
     own = [["seed=1"], ["seed=2", "optim.learning_rate=3e-3"], ["seed=3", "schedule.warmup_steps=2"]]
-    assert_members([f"optim={wrapper}"], own)
+    assert_members([f"optim={wrapper}"], own, tolerance=rounding(0.0))
 
 
 @pytest.mark.parametrize("inner", ["muon", "schedule_free_adamw"])
 def test_members_with_other_inner_optimizers_are_as_alone(inner):
-    assert_members(["optim=cautious", f"optim@optim.inner={inner}"], [["seed=1"], ["seed=2"]])
+    assert_members(["optim=cautious", f"optim@optim.inner={inner}"], [["seed=1"], ["seed=2"]], tolerance=rounding(0.0))
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_members_with_numbers_of_their_own(wrapper):
     """Against Python's numbers, as `tests.population.test_step` has it: rounding differs."""
     own = [["optim.inner.betas=[0.9,0.95]"], ["optim.inner.betas=[0.8,0.999]", "optim.inner.weight_decay=0.3"]]
-    assert_members([f"optim={wrapper}"], own, tolerance=1e-6)
+    assert_members([f"optim={wrapper}"], own, tolerance=rounding(1e-6))
 
 
 def test_one_population_cannot_be_cautious_and_not():

@@ -20,12 +20,18 @@ def on_a_gpu() -> bool:
     return mx.default_device() == mx.gpu
 
 
+def rounding(cpu: float, gpu: float = 1e-4) -> float:
+    """The tolerance for `assert_close` of this machine."""
+    return gpu if on_a_gpu() else cpu
+
+
 def assert_close(got: mx.array, want: mx.array, tolerance: float, name: str) -> None:
     """``tolerance``: of the largest number, on a GPU of the norm; 0: bit for bit."""
     assert (got.shape, got.dtype) == (want.shape, want.dtype), name
     got, want = (np.array(x.astype(mx.float32), np.float64) for x in (got, want))
     size = np.linalg.norm if on_a_gpu() else lambda x: np.abs(x).max(initial=0.0)
-    assert size((got - want).ravel()) <= tolerance * size(want.ravel()), name
+    error, whole = (float(size(x.ravel())) for x in (got - want, want))
+    assert error <= tolerance * whole, f"{name} differs by {error / (whole or 1.0):.1e}"
 
 
 def assert_run_as_alone(alone: Path, together: Path) -> None:

@@ -16,7 +16,7 @@ from lmxexp.run import build_model, build_source
 from lmxexp.train.random_state import STATE, set_random_state
 from lmxexp.train.sentinel import RetraceError
 from lmxexp.train.step import TrainStep
-from tests.population.close import assert_close, on_a_gpu
+from tests.population.close import assert_close, rounding
 
 SMALL = ["data=mqar", "data.vocab_size=32", "data.n_pairs=2", "data.n_eval=2", "train.seq_len=16", "train.batch_size=4"]
 SMALL += ["train.steps=20", "model.d_model=16", "model.n_layers=1", "model.n_heads=2", "model.n_kv_heads=1"]
@@ -82,7 +82,7 @@ def assert_members(common, own=OWN, tolerance=0.0, **settings):
                 assert_close(of_all[name][i], want, tolerance, name)
 
 
-ROUNDING = 1e-4 if on_a_gpu() else 0.0
+ROUNDING = rounding(0.0)
 
 
 @pytest.mark.parametrize("optim", ["adamw", "adam", "lion", "muon", "sgd", "adafactor"])
@@ -109,11 +109,11 @@ def test_biases_that_are_moved_by_the_step_are_each_member_s():
 @pytest.mark.parametrize("model", ["attention=gqa", "ffn=moe"])
 def test_accumulation(model):
     """Parts are added up in another order of operations."""
-    assert_members([model, "model.dropout=0.1"], tolerance=3e-6 if not on_a_gpu() else 1e-4, n_micro=2)
+    assert_members([model, "model.dropout=0.1"], tolerance=rounding(3e-6), n_micro=2)
 
 
 def test_mixed_precision():
-    assert_members(["model.dropout=0.1"], tolerance=0.0 if not on_a_gpu() else 2e-2, compute_dtype=mx.bfloat16)
+    assert_members(["model.dropout=0.1"], tolerance=rounding(0.0, 2e-2), compute_dtype=mx.bfloat16)
 
 
 def test_eager():
@@ -141,7 +141,7 @@ def test_without_clipping():
 )
 def test_numbers_of_their_own(own):
     """Against Python's numbers: 1 - 0.999 in fp32 would be wrong in the fifth digit."""
-    assert_members([], own, tolerance=1e-6 if not on_a_gpu() else 1e-4)
+    assert_members([], own, tolerance=rounding(1e-6))
 
 
 def test_one_that_diverges_is_left_as_it_was_and_the_others_are_untouched():

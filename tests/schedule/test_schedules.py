@@ -19,7 +19,8 @@ from lmxexp.schedule.inverse_sqrt import InverseSqrt
 from lmxexp.schedule.linear import Linear
 from lmxexp.schedule.one_cycle import OneCycle
 from lmxexp.schedule.wsd import WSD
-from tests.population.test_step import ROUNDING, assert_members
+from tests.population.close import rounding
+from tests.population.test_step import assert_members
 
 FILES = sorted((Path(__file__).parents[2] / "conf/schedule").glob("*.yaml"))
 
@@ -235,7 +236,7 @@ def test_members_of_a_population_have_schedules_of_their_own():
         ["schedule=wsd", "schedule.decay_fraction=0.9", "schedule.shape=exponential", "schedule.final=0.1"],
         ["schedule=cooldown", "schedule.cooldown_steps=19", "schedule.start=1", "schedule.factor=0.5"],
     ]
-    assert_members([], kinds, tolerance=ROUNDING)
+    assert_members([], kinds, tolerance=rounding(0.0))
 
 
 def test_nanogpt_shakespeare_numbers():
