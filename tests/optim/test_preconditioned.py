@@ -32,7 +32,7 @@ from tests.optim.toy_problem import (
     to_flat,
     to_tree,
 )
-from tests.population.close import rounding
+from tests.population.close import on_a_gpu, rounding
 from tests.population.test_step import assert_members, population
 from tests.reference import optimizers as reference
 from tests.reference import preconditioned
@@ -236,10 +236,16 @@ def test_kron_reference_agrees_with_pytorch_optimizer(package, monkeypatch, max_
 # --- what must not be -------------------------------------------------------------------------------------------------
 
 
+# Roots of matrices of almost no rank magnify a GPU's other order of sums; what the step makes of them is compared.
+ILL_CONDITIONED = ("_root", "_basis") if on_a_gpu() else ()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("every", [1, 4])
 def test_members_are_what_they_are_alone(kind, every):
-    assert_members([f"optim={kind}", f"optim.precondition_every={every}"], tolerance=rounding(0.0, 1e-3))
+    assert_members(
+        [f"optim={kind}", f"optim.precondition_every={every}"], tolerance=rounding(0.0, 1e-3), but=ILL_CONDITIONED
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -250,7 +256,7 @@ def test_members_have_numbers_of_their_own(kind):
     own = [[f"optim={kind}", f"optim.{number}={value}"] for value in values.split()]
     own[1] += ["optim.betas=[0.8,0.9]", "optim.weight_decay=0.5"]
     own = [[*o, "optim.precondition_every=1"] for o in own]
-    assert_members([], own, tolerance=rounding(1e-5, 1e-3))
+    assert_members([], own, tolerance=rounding(1e-5, 1e-3), but=ILL_CONDITIONED)
 
 
 @pytest.mark.parametrize("kind", KINDS)

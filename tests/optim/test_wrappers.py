@@ -212,7 +212,9 @@ def test_members_of_a_population_are_as_alone(wrapper):
 
 @pytest.mark.parametrize("inner", ["muon", "schedule_free_adamw"])
 def test_members_with_other_inner_optimizers_are_as_alone(inner):
-    assert_members(["optim=cautious", f"optim@optim.inner={inner}"], [["seed=1"], ["seed=2"]], tolerance=rounding(0.0))
+    assert_members(
+        ["optim=cautious", f"optim@optim.inner={inner}"], [["seed=1"], ["seed=2"]], tolerance=rounding(0.0, 4e-3)
+    )
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)

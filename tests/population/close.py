@@ -25,13 +25,20 @@ def rounding(cpu: float, gpu: float = 1e-4) -> float:
     return gpu if on_a_gpu() else cpu
 
 
-def assert_close(got: mx.array, want: mx.array, tolerance: float, name: str) -> None:
-    """``tolerance``: of the largest number, on a GPU of the norm; 0: bit for bit."""
+def difference(name: str, got: mx.array, want: mx.array, tolerance: float) -> str | None:
+    """By how much two arrays differ, if by more than ``tolerance``: of the largest number, on a GPU of the norm; 0: bit
+    for bit."""
     assert (got.shape, got.dtype) == (want.shape, want.dtype), name
     got, want = (np.array(x.astype(mx.float32), np.float64) for x in (got, want))
     size = np.linalg.norm if on_a_gpu() else lambda x: np.abs(x).max(initial=0.0)
     error, whole = (float(size(x.ravel())) for x in (got - want, want))
-    assert error <= tolerance * whole, f"{name} differs by {error / (whole or 1.0):.1e}"
+    return None if error <= tolerance * whole else f"{name} differs by {error / (whole or 1.0):.1e}"
+
+
+def assert_close(got: mx.array, want: mx.array, tolerance: float, name: str) -> None:
+    """See `difference`."""
+    wrong = difference(name, got, want, tolerance)
+    assert wrong is None, wrong
 
 
 def assert_run_as_alone(alone: Path, together: Path) -> None:
@@ -42,7 +49,8 @@ def assert_run_as_alone(alone: Path, together: Path) -> None:
     assert [set(line) for line in lines[0]] == [set(line) for line in lines[1]]
     for a, b in zip(*lines, strict=True):
         for name, want in a.items():
-            assert b[name] == want or math.isclose(b[name], want, rel_tol=2e-3, abs_tol=1e-6), name
+            # In mixed precision, as runs are on a GPU, whose products are rounded to 2^-8.
+            assert b[name] == want or math.isclose(b[name], want, rel_tol=1e-2, abs_tol=1e-6), (name, b[name], want)
     saved = [checkpoint.read(checkpoint.newest(path / "checkpoints")) for path in (alone, together)]
     assert saved[0].state["step"] == saved[1].state["step"]
     want, got = (s.load("model") for s in saved)
