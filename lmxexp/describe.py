@@ -204,7 +204,7 @@ def _training(
     from lmxexp.optim.build import groups_of, optimizer_of
     from lmxexp.run import build
     from lmxexp.train import precision
-    from lmxexp.train.peak_memory import estimate
+    from lmxexp.train.memory import Ledger, with_parts
 
     chosen = precision.resolve(settings.precision, on_gpu=device.is_gpu())
     if chosen == "bf16":
@@ -221,16 +221,8 @@ def _training(
         for group in groups_of(optimizer, model.trainable_parameters())
     ]
     try:
-        memory = estimate(
-            model,
-            optimizer,
-            build(cfg.loss),
-            batch_size=settings.batch_size,
-            seq_len=settings.seq_len,
-            n_micro=settings.n_micro,
-            compute_dtype=mx.bfloat16 if chosen == "mixed" else None,
-            fused_attention=device.is_gpu(),
-        )
+        ledger = Ledger(model, optimizer, build(cfg.loss), settings, mx.bfloat16 if chosen == "mixed" else None)
+        memory = ledger.of(with_parts(settings, ledger).parts)
     except ValueError as error:  # a primitive that MLX cannot trace
         return chosen, parts, None, str(error)
     return chosen, parts, memory, ""

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from lmxexp.counts import Part, total
 from lmxexp.describe import Description
+from lmxexp.train.memory import in_bytes, text_of
 
 _PLAIN_WIDTH = 120
 """Columns of a file or pipe, which has no width of its own."""
@@ -55,8 +56,8 @@ def _facts(d: Description) -> Table:
     table.add_row("training", f"{d.training_flops:,} FLOPs a token: forward, and backward at twice its cost")
     table.add_row(
         "state",
-        f"{d.state:,} elements of a sequence of {d.seq_len:,}: {_bytes(2 * d.state)} in bf16, {_bytes(4 * d.state)} in "
-        f"fp32; each position after it adds {d.state_growth:,.0f}",
+        f"{d.state:,} elements of a sequence of {d.seq_len:,}: {in_bytes(2 * d.state)} in bf16, "
+        f"{in_bytes(4 * d.state)} in fp32; each position after it adds {d.state_growth:,.0f}",
     )
     for kind in d.layers if len(d.layers) > 1 else []:
         table.add_row("", f"{kind.state:,} of them in {kind.name}")
@@ -72,21 +73,4 @@ def _memory(d: Description) -> str:
     m = d.memory
     if m is None:
         return f"no estimate: {d.memory_missing}"
-    parts = {
-        "weights": m.weights,
-        "optimizer": m.optimizer,
-        "gradients": m.gradients,
-        "logits": m.logits,
-        "activations and temporaries": m.activations,
-    }
-    listed = ", ".join(f"{name} {_bytes(size)}" for name, size in parts.items())
-    return f"about {_bytes(m.peak)} at its peak in training, an estimate: {listed}"
-
-
-def _bytes(n: float) -> str:
-    """In units of powers of 1000, as memory is everywhere here."""
-    for unit in ("B", "kB", "MB"):
-        if n < 1000:
-            return f"{n:.3g} {unit}"
-        n /= 1000
-    return f"{n:.3g} GB"
+    return text_of(m)

@@ -8,6 +8,7 @@ import statistics
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -30,6 +31,7 @@ from lmxexp.record import environment_record
 from lmxexp.tokenizer.load import load as load_tokenizer
 from lmxexp.train import checkpoint, precision
 from lmxexp.train.drive import Steps, alone
+from lmxexp.train.memory import Ledger, OutOfMemoryError, is_out_of_memory, let_go, out_of_memory, with_parts
 from lmxexp.train.self_test import fill
 from lmxexp.train.trainer import DivergedError, Trainer
 
@@ -84,18 +86,44 @@ def run(cfg: DictConfig, run_dir: str | Path | None = None, *, until: int | None
 def run_steps(
     cfg: DictConfig, run_dir: str | Path | None = None, *, until: int | None = None, side_by_side: bool = False
 ) -> Steps[RunResult]:
+    """`steps_in_parts`, which with ``train.n_micro=auto`` go on from the newest checkpoint in smaller parts of a batch
+    where memory did not suffice."""
+    at_least = 1
+    while True:
+        try:
+            return (yield from steps_in_parts(cfg, run_dir, at_least, until=until, side_by_side=side_by_side))
+        except OutOfMemoryError as error:
+            if error.parts is None:
+                raise
+            at_least, directory = error.parts, str(error.run_dir)
+            print(f"{error}: train.n_micro=auto goes on with {at_least}", file=sys.stderr)
+            let_go(error)
+        cfg = copy.deepcopy(cfg)
+        with open_dict(cfg):
+            cfg.resume = directory
+
+
+def steps_in_parts(
+    cfg: DictConfig,
+    run_dir: str | Path | None = None,
+    at_least: int = 1,
+    *,
+    until: int | None = None,
+    side_by_side: bool = False,
+) -> Steps[RunResult]:
     """Train and score what ``cfg`` (from `lmxexp.compose`) describes, and leave a record of it.
 
     Args:
         cfg: composed configuration. With ``cfg.resume`` the run in that directory goes on. With ``cfg.branch`` the
             run starts from another's checkpoint.
         run_dir: where everything is written; None: a new directory under ``outputs/runs``.
+        at_least: parts that ``train.n_micro=auto`` makes of a batch.
         until: pause after so many steps, with a checkpoint from which the run goes on as if it had not; None: no pause.
         side_by_side: whether other runs are under way in this process.
 
     Raises:
         ConfigError: a setting that cannot work; nothing was trained.
-        MemoryLimitError, OSError: the run failed; its record says so, and its checkpoints stay.
+        OutOfMemoryError, OSError: the run failed; its record says so, and its checkpoints stay.
     """
     planned = bool((cfg.get("sweep") or {}).get("identity"))  # and checked
     if not planned:  # a planned point's is its own
@@ -131,6 +159,10 @@ def run_steps(
         model.set_dtype(mx.bfloat16)
     optimizer = optimizer_of(cfg)
     optimizer.init(model.trainable_parameters())
+    loss = build(cfg.loss)
+    ledger = Ledger(model, optimizer, loss, settings, mx.bfloat16 if chosen_precision == "mixed" else None)
+    adapts = settings.n_micro == "auto"
+    settings = with_parts(settings, ledger, known=before.get("n_micro") if at_least == 1 else None, at_least=at_least)
     peak_gflops = _peak_gflops(chosen_precision)
     _start_clean(cfg.seed)  # of the measurement's memory, and of what random numbers the design's constructors drew
 
@@ -148,6 +180,7 @@ def run_steps(
         "state_elements": model.state_size(settings.seq_len),
         "vocab_size": source.vocab_size,
         "precision": chosen_precision,
+        "n_micro": settings.parts,
         "matmul_gflops": peak_gflops,
         "data": {"fingerprint": source.fingerprint, **source.record},
         "started": before.get("started", now),
@@ -159,7 +192,7 @@ def run_steps(
     trainer = Trainer(
         model,
         optimizer,
-        build(cfg.loss),
+        loss,
         source,
         settings,
         callbacks=_chosen(cfg, "callback"),
@@ -191,7 +224,9 @@ def run_steps(
         job_type=sweep.get("mode") or "run",
         side_by_side=side_by_side,
     )
-    return (yield from _fit(trainer, logger, info, until))
+    return (
+        yield from _fit(trainer, logger, info, until, functools.partial(out_of_memory, ledger=ledger, adapts=adapts))
+    )
 
 
 @functools.cache
@@ -208,7 +243,13 @@ def _leave_out_the_sweep(cfg: DictConfig) -> None:
             (cfg.get("choice") or {}).pop(key, None)
 
 
-def _fit(trainer: Trainer, logger: Loggers, info: RunInfo, until: int | None) -> Steps[RunResult]:
+def _fit(
+    trainer: Trainer,
+    logger: Loggers,
+    info: RunInfo,
+    until: int | None,
+    out_of_memory: Callable[[BaseException, Trainer], OutOfMemoryError],
+) -> Steps[RunResult]:
     """Train, and whatever happens leave a summary with a status."""
     status, error = "failed", None
     start = time.perf_counter()
@@ -218,6 +259,10 @@ def _fit(trainer: Trainer, logger: Loggers, info: RunInfo, until: int | None) ->
     except DivergedError as e:
         status, error = "diverged", str(e)
     except BaseException as e:
+        if is_out_of_memory(e):
+            told = out_of_memory(e, trainer)
+            error = str(told)
+            raise told from e
         error = f"{type(e).__name__}: {e}"
         raise
     finally:

@@ -19,6 +19,7 @@ from lmxexp.population.settings import NotMappable
 from lmxexp.population.step import PopulationStep
 from lmxexp.train import checkpoint
 from lmxexp.train.drive import Stepped, Steps, alone
+from lmxexp.train.memory import is_out_of_memory
 from lmxexp.train.peak_memory import estimate
 from lmxexp.train.random_state import STATE, get_random_state, set_random_state
 from lmxexp.train.self_test import fill
@@ -142,11 +143,6 @@ def _train(population: Population) -> None:
         population.hand_out(*stepped)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    text = str(error).lower()
-    return isinstance(error, MemoryError | RuntimeError) and ("out of memory" in text or "alloc" in text)
-
-
 def _size_within(memory_gb: float, trainer: Trainer) -> int:
     """Members whose steps are estimated to fit; one at least."""
     settings = trainer.settings
@@ -157,7 +153,7 @@ def _size_within(memory_gb: float, trainer: Trainer) -> int:
             trainer.loss,
             batch_size=settings.batch_size,
             seq_len=settings.seq_len,
-            n_micro=settings.n_micro,
+            n_micro=settings.parts,
             compute_dtype=trainer.compute_dtype,
             fused_attention=device.is_gpu(),
         )
@@ -186,7 +182,7 @@ class Population:
             [trainer.loss for trainer in trainers],
             [mx.random.key(member.random_state) for member in members],
             max_grad_norm=first.settings.max_grad_norm,
-            n_micro=first.settings.n_micro,
+            n_micro=first.settings.parts,
             compute_dtype=first.compute_dtype,
             compile=first.settings.compile,
         )

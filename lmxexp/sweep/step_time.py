@@ -16,6 +16,7 @@ from lmxexp.interfaces import Batch
 from lmxexp.optim.build import optimizer_of
 from lmxexp.run import build, build_model
 from lmxexp.train import precision
+from lmxexp.train.memory import Ledger, with_parts
 from lmxexp.train.random_state import get_random_state, set_random_state
 from lmxexp.train.step import TrainStep
 
@@ -85,13 +86,15 @@ def _make_step(cfg: DictConfig, vocab_size: int) -> tuple[TrainStep, TrainSettin
     optimizer = optimizer_of(cfg)
     model.train()
     optimizer.init(model.trainable_parameters())
+    loss, compute_dtype = build(cfg.loss), precision.DTYPES[chosen] if chosen == "mixed" else None
+    settings = with_parts(settings, Ledger(model, optimizer, loss, settings, compute_dtype))
     step = TrainStep(
         model,
         optimizer,
-        build(cfg.loss),
+        loss,
         max_grad_norm=settings.max_grad_norm,
-        n_micro=settings.n_micro,
-        compute_dtype=precision.DTYPES[chosen] if chosen == "mixed" else None,
+        n_micro=settings.parts,
+        compute_dtype=compute_dtype,
         compile=settings.compile,
     )
     return step, settings

@@ -43,12 +43,15 @@ def alone(steps: Steps[T], trainer: Trainer | None = None) -> T:
         if trainer is None:
             trainer = next(steps)
         compute = _Alone(trainer)
+        del trainer  # or its model would stay beside that of a run that begins again
         while True:
             try:
                 stepped = compute()
-            except BaseException as error:  # the run is told, and leaves word of how it ended
-                steps.throw(error)
-                raise
+            except BaseException as error:
+                compute.forget()
+                # The run is told. It leaves word of how it ended, or begins again with smaller steps.
+                compute = _Alone(steps.throw(error))
+                continue
             steps.send(stepped)
     except StopIteration as end:
         return end.value
@@ -70,3 +73,7 @@ class _Alone:
         # The scalars are known before the update is through: the device goes on while the host looks.
         mx.eval(scalars)
         return Stepped(scalars, time.perf_counter() - start)
+
+    def forget(self) -> None:
+        """Let go of the run and its state."""
+        del self._trainer, self._step

@@ -11,7 +11,7 @@ from lmxexp.model.language_model import LanguageModel
 from lmxexp.ops.trees import number
 from lmxexp.train.precision import cast
 from lmxexp.train.sentinel import CompileSentinel
-from lmxexp.train.step import to_arrays
+from lmxexp.train.step import split, to_arrays
 
 
 class Evaluator:
@@ -23,6 +23,7 @@ class Evaluator:
         model: evaluated without dropout.
         loss: called for its ``nll``, ``n_targets`` and ``n_correct``.
         source: its ``eval_batches``, all of them.
+        n_micro: parts that a batch is computed in, as in training: all logits at once might not fit.
         compute_dtype: parameters are cast to it; None: as they are.
         compile: whether to compile.
     """
@@ -33,10 +34,12 @@ class Evaluator:
         loss: Loss,
         source: Source,
         *,
+        n_micro: int = 1,
         compute_dtype: mx.Dtype | None = None,
         compile: bool = True,
     ):
         self.model, self.loss, self.source, self.compute_dtype = model, loss, source, compute_dtype
+        self.n_micro = n_micro
         self.sentinel = CompileSentinel()
         self.compiled = compile
         self._sums = mx.compile(self._sums_of, inputs=[model.state]) if compile else self._sums_of
@@ -53,11 +56,12 @@ class Evaluator:
             for batch in self.source.eval_batches():
                 if should_stop():
                     return None
-                sums = self._sums(to_arrays(batch))
-                mx.async_eval(sums)
-                # Read one behind: the device computes this batch while the host reads the last and makes the next.
-                totals = _added(totals, waiting)
-                waiting = sums
+                for part in split(to_arrays(batch), self.n_micro):
+                    sums = self._sums(part)
+                    mx.async_eval(sums)
+                    # Read one behind: the device computes this one while the host reads the last and makes the next.
+                    totals = _added(totals, waiting)
+                    waiting = sums
             totals = _added(totals, waiting)
         finally:
             self.model.train(training)

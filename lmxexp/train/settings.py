@@ -20,7 +20,7 @@ class TrainSettings:
     steps: int
     batch_size: int
     seq_len: int
-    n_micro: int
+    n_micro: int | Literal["auto"]
     precision: Literal["auto", "fp32", "bf16", "mixed"]
     max_grad_norm: float | None
     compile: bool
@@ -32,16 +32,24 @@ class TrainSettings:
     keep: int
 
     def __post_init__(self) -> None:
-        for key in ("steps", "batch_size", "seq_len", "n_micro", "log_every", "keep"):
+        for key in ("steps", "batch_size", "seq_len", "log_every", "keep"):
             self._require(key, getattr(self, key) >= 1, "must be at least 1")
         for key in ("eval_every", "checkpoint_every"):
             self._require(key, getattr(self, key) >= 0, "must not be negative; 0 means at the end only")
-        self._require(
-            "batch_size", self.batch_size % self.n_micro == 0, f"must be a multiple of train.n_micro={self.n_micro}"
-        )
+        if self.n_micro != "auto":
+            self._require("n_micro", isinstance(self.n_micro, int) and self.n_micro >= 1, "must be at least 1, or auto")
+            self._require(
+                "batch_size", self.batch_size % self.parts == 0, f"must be a multiple of train.n_micro={self.n_micro}"
+            )
         for key in ("max_grad_norm", "memory_limit_gb"):
             value = getattr(self, key)
             self._require(key, value is None or value > 0, "must be positive; null turns it off")
+
+    @property
+    def parts(self) -> int:
+        """``n_micro``, once it is a number; see `lmxexp.train.memory.with_parts`."""
+        assert isinstance(self.n_micro, int), "auto, which no run has found a number for yet"
+        return self.n_micro
 
     def _require(self, key: str, holds: bool, mend: str) -> None:
         if not holds:

@@ -18,6 +18,7 @@ from lmxexp.optim.averaging import evaluated
 from lmxexp.train import checkpoint
 from lmxexp.train.drive import Steps, alone
 from lmxexp.train.evaluator import Evaluator
+from lmxexp.train.memory import MemoryLimitError
 from lmxexp.train.precision import DTYPES
 from lmxexp.train.progress import Progress, StepClock
 from lmxexp.train.random_state import get_random_state, set_random_state
@@ -30,10 +31,6 @@ from lmxexp.train.weights import weights
 
 class DivergedError(RuntimeError):
     """The loss is no number any more."""
-
-
-class MemoryLimitError(RuntimeError):
-    """The run took more memory than ``train.memory_limit_gb``."""
 
 
 class _Stopped(Exception):
@@ -90,7 +87,9 @@ class Trainer:
         """Where the steps are computed elsewhere: puts the state of now into model, optimizer and random state."""
         self.fetched_at: int | None = None
         """The step that it was last called at: since then the state here is as new as there."""
-        self.evaluator = Evaluator(model, loss, source, compute_dtype=self.compute_dtype, compile=settings.compile)
+        self.evaluator = Evaluator(
+            model, loss, source, n_micro=settings.parts, compute_dtype=self.compute_dtype, compile=settings.compile
+        )
 
     @property
     def step(self) -> int:
@@ -169,7 +168,7 @@ class Trainer:
             raise MemoryLimitError(
                 f"peak memory {device.peak_memory_gb():.2f} GB is above the limit of {limit_gb:.2f} GB "
                 f"(train.memory_limit_gb) after step {self.step}: lower train.batch_size, or raise train.n_micro "
-                f"(now {self.settings.n_micro}) for the same batch in smaller parts"
+                f"(now {self.settings.parts}) for the same batch in smaller parts"
             )
         due = self.step % self.settings.log_every == 0 or self.step == self.settings.steps
         self._report(numbers(scalars) if due else {})
@@ -282,7 +281,7 @@ class Trainer:
             self.optimizer,
             self.loss,
             max_grad_norm=self.settings.max_grad_norm,
-            n_micro=self.settings.n_micro,
+            n_micro=self.settings.parts,
             compute_dtype=self.compute_dtype,
             compile=self.settings.compile if compile is None else compile,
         )
