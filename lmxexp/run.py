@@ -20,12 +20,14 @@ from lmxexp.build import build
 from lmxexp.cli.branch import checkpoint_of
 from lmxexp.cli.validate import check
 from lmxexp.identity import SWEEP_NODES, identity
-from lmxexp.interfaces import ConfigError, RunInfo, Source, Tokenizer
+from lmxexp.interfaces import ConfigError, Ramp, RunInfo, Source, Tokenizer
 from lmxexp.logger.loggers import Loggers
 from lmxexp.model.language_model import LanguageModel
 from lmxexp.ops.trees import by_path
 from lmxexp.optim.averaging import averages, evaluated
 from lmxexp.optim.build import optimizer_of
+from lmxexp.ramp.build import ramp_of
+from lmxexp.ramp.stages import flops_in, say, steps_of, tokens_in
 from lmxexp.record import environment_record
 from lmxexp.tokenizer.load import load as load_tokenizer
 from lmxexp.train import checkpoint, precision
@@ -121,6 +123,7 @@ def run_steps(
     _start_clean(cfg.seed)
     config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     settings = build(cfg.train)
+    ramp = ramp_of(cfg)
     source = build_source(cfg)
     if branch and not saved:
         _check_same_data(run_files.load_record(Path(branch.path)), source, f"branch={branch.path}")
@@ -144,7 +147,7 @@ def run_steps(
         "seeds": {"seed": cfg.seed, "data": config["data"].get("seed")},
         "params": model.n_params(),
         "params_by_part": _params_by_part(model),
-        "flops_per_token": model.flops_per_token(settings.seq_len),
+        "flops_per_token": _flops_per_token(model, ramp, settings.steps),
         "state_elements": model.state_size(settings.seq_len),
         "vocab_size": source.vocab_size,
         "precision": chosen_precision,
@@ -152,6 +155,7 @@ def run_steps(
         "data": {"fingerprint": source.fingerprint, **source.record},
         "started": before.get("started", now),
         "resumed": [*before.get("resumed", []), {"at": now, "step": start.step if start else 0}] if before else [],
+        **({"ramp": say(ramp)} if ramp.grows else {}),
         **({"branch": {"run": branch.path, "identity": branch.identity, "step": branch.step}} if branch else {}),
         **environment_record(sys.argv),
     }
@@ -162,6 +166,7 @@ def run_steps(
         build(cfg.loss),
         source,
         settings,
+        ramp=ramp,
         callbacks=_chosen(cfg, "callback"),
         logger=logger,
         run_dir=directory,
@@ -340,6 +345,12 @@ def _start_clean(seed: int) -> None:
     device.clear_cache()
     device.reset_peak_memory()
     mx.random.seed(seed)
+
+
+def _flops_per_token(model: LanguageModel, ramp: Ramp, steps: int) -> int:
+    """Forward and backward, on average over the run's tokens."""
+    of_run = steps_of(ramp.stages, steps)
+    return flops_in(of_run, model.flops_per_token) // tokens_in(of_run)
 
 
 def _params_by_part(model: LanguageModel) -> dict[str, int]:
