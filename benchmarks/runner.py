@@ -28,6 +28,7 @@ from lmxexp import device
 from lmxexp.logger.loggers import Loggers
 from lmxexp.ops.embed import embed
 from lmxexp.optim.build import build_optimizer
+from lmxexp.ramp.none import NoRamp
 from lmxexp.train.precision import DTYPES, resolve
 from lmxexp.train.trainer import Trainer
 
@@ -132,6 +133,7 @@ def runner_loop(args, cfg, source, model, optimizer, precision):
                 instantiate(cfg.loss),
                 source,
                 settings,
+                ramp=NoRamp(settings.batch_size, settings.seq_len),
                 callbacks={},
                 logger=Loggers({}),
                 run_dir=Path(directory),

@@ -94,6 +94,7 @@ def _of_one(cfg: DictConfig, steps: int) -> dict[str, list[float]]:
 
     from lmxexp.build import build
     from lmxexp.optim.build import optimizer_of
+    from lmxexp.ramp.build import ramp_of
     from lmxexp.run import build_model, build_source
     from lmxexp.train.step import TrainStep
 
@@ -101,14 +102,22 @@ def _of_one(cfg: DictConfig, steps: int) -> dict[str, list[float]]:
     model = build_model(cfg, vocab_size=source.vocab_size)
     optimizer = optimizer_of(cfg)
     optimizer.init(model.trainable_parameters())
-    step = TrainStep(model, optimizer, build(cfg.loss), max_grad_norm=cfg.train.max_grad_norm, compile=steps > 1)
+    ramp = ramp_of(cfg)
+    step = TrainStep(
+        model,
+        optimizer,
+        build(cfg.loss),
+        max_grad_norm=cfg.train.max_grad_norm,
+        stages=ramp.stages,
+        compile=steps > 1,
+    )
     tokens = mx.array(source.batch(0).inputs)
     start = _activations(model, tokens)
     sizes: dict[str, list[float]] = {f"change of {name}": [0.0] for name in start}
     sizes["logits"] = [_rms(start["logits"])]
     model.train()
     for i in range(steps):
-        mx.eval(step(source.batch(i)), step.state)
+        mx.eval(step(ramp.batch(source, i)), step.state)
         now = _activations(model, tokens)
         for name, before in start.items():
             sizes[f"change of {name}"].append(_rms(now[name] - before))

@@ -58,6 +58,8 @@ class Description:
     vocab_source: str
     batch_size: int
     seq_len: int
+    ramp: str
+    """The stages in which one of these grows; empty where neither does. All else here is of the last."""
     layout: str
     layers: list[LayerKind]
     parts: Parts
@@ -99,6 +101,8 @@ def describe(cfg: DictConfig, vocab_size: int | None = None) -> Description:
     from lmxexp.cli.validate import check
     from lmxexp.model.language_model import lay_out
     from lmxexp.ops.trees import by_path
+    from lmxexp.ramp.build import ramp_of
+    from lmxexp.ramp.stages import say
     from lmxexp.run import build
     from lmxexp.train.random_state import get_random_state, set_random_state
 
@@ -133,6 +137,7 @@ def describe(cfg: DictConfig, vocab_size: int | None = None) -> Description:
         vocab_source=vocab_source,
         batch_size=settings.batch_size,
         seq_len=settings.seq_len,
+        ramp=say(ramp_of(cfg)),
         layout=stack,
         layers=kinds,
         parts=parts,

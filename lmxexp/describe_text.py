@@ -22,6 +22,8 @@ def show(description: Description) -> None:
     d = description
     console.print(f"[bold]{d.name}[/]: {d.params:,} parameters, {d.flops:,} FLOPs a token forward", markup=True)
     console.print(f"vocabulary {d.vocab_size:,} ({d.vocab_source}); batch {d.batch_size} x {d.seq_len}; {d.precision}")
+    if d.ramp:
+        console.print(f"ramp       {d.ramp}", markup=False)
     console.print(f"layers     {d.layout}", markup=False)
     console.print(_parts(d))
     console.print(_facts(d))

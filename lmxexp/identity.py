@@ -31,6 +31,8 @@ def identity(config: Mapping[str, Any], fingerprint: str) -> str:
     kept = {key: _kept(key, value) for key, value in config.items() if key not in _LEFT_OUT}
     if kept.get("branch") is None:  # from its own beginning: as before there were branches
         kept.pop("branch", None)
+    if kept.get("ramp") in (None, {"_target_": "lmxexp.model.none.none"}):  # as before there were ramps
+        kept.pop("ramp", None)
     text = json.dumps([kept, fingerprint], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:LENGTH]
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import mlx.core as mx
 import mlx.optimizers
@@ -152,7 +152,7 @@ Init = Callable[["LanguageModel", mx.array], None]
 
 
 class Batch(NamedTuple):
-    """One batch. NumPy on the way out of a source, MLX inside the step; shapes never change during a run.
+    """One batch. NumPy on the way out of a source, MLX inside the step; a source's shapes never change during a run.
 
     ``weights`` None means that every target counts once.
     """
@@ -186,6 +186,47 @@ OptimizerFactory = Callable[..., mlx.optimizers.Optimizer]
 ``lambda step: number * schedule(step)`` in its place, for every ``learning_rate`` of the node."""
 
 
+@dataclass(frozen=True)
+class Stage:
+    """The steps of a run whose batches have one shape."""
+
+    start: int
+    """The first of them; 0 is the first update."""
+    batch_size: int
+    """B, sequences in one of the steps."""
+    seq_len: int
+    """L, tokens in one sequence."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the batches."""
+        return self.batch_size, self.seq_len
+
+    @property
+    def tokens(self) -> int:
+        """Of one step."""
+        return self.batch_size * self.seq_len
+
+
+Grows = Literal["batch_size", "seq_len"]
+
+
+class Ramp(Protocol):
+    """Which part of the data each step trains on, in which shape. The whole batches of the source are what evaluation
+    uses and the last stage trains on."""
+
+    stages: Sequence[Stage]
+    """In order; the first starts at step 0. No two of one shape: each is compiled once."""
+    grows: Grows | None
+    """What differs from stage to stage, and is logged as ``train/<grows>``; None: nothing, there is one stage."""
+    cuts_rows: bool
+    """Whether sequences are made of parts of the source's, which has to be ``divisible``."""
+
+    def batch(self, source: Source, step: int) -> Batch:
+        """What step number ``step``, from 0, trains on: a pure function of both, so a run resumes with no state."""
+        ...
+
+
 # --- data -----------------------------------------------------------------------------------------------------------
 
 
@@ -216,7 +257,9 @@ class Tokenizer(Protocol):
 
 class Source(Protocol):
     """Batches of training and evaluation data. Made by ``factory(tokenizer=factory)``; sequence length, batch size and
-    the data's seed are in its configuration."""
+    the data's seed are in its configuration.
+
+    One whose rows are running text, of which every piece is text again, has a true attribute ``divisible``."""
 
     vocab_size: int
     tokenizer: Tokenizer | None

@@ -21,12 +21,14 @@ from lmxexp.build import build
 from lmxexp.cli.branch import checkpoint_of
 from lmxexp.cli.validate import check
 from lmxexp.identity import SWEEP_NODES, identity
-from lmxexp.interfaces import ConfigError, RunInfo, Source, Tokenizer
+from lmxexp.interfaces import ConfigError, Ramp, RunInfo, Source, Tokenizer
 from lmxexp.logger.loggers import Loggers
 from lmxexp.model.language_model import LanguageModel
 from lmxexp.ops.trees import by_path
 from lmxexp.optim.averaging import averages, evaluated
 from lmxexp.optim.build import optimizer_of
+from lmxexp.ramp.build import ramp_of
+from lmxexp.ramp.stages import flops_in, say, steps_of, tokens_in
 from lmxexp.record import environment_record
 from lmxexp.tokenizer.load import load as load_tokenizer
 from lmxexp.train import checkpoint, precision
@@ -149,6 +151,7 @@ def steps_in_parts(
     _start_clean(cfg.seed)
     config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     settings = build(cfg.train)
+    ramp = ramp_of(cfg)
     source = build_source(cfg)
     if branch and not saved:
         _check_same_data(run_files.load_record(Path(branch.path)), source, f"branch={branch.path}")
@@ -176,7 +179,7 @@ def steps_in_parts(
         "seeds": {"seed": cfg.seed, "data": config["data"].get("seed")},
         "params": model.n_params(),
         "params_by_part": _params_by_part(model),
-        "flops_per_token": model.flops_per_token(settings.seq_len),
+        "flops_per_token": _flops_per_token(model, ramp, settings.steps),
         "state_elements": model.state_size(settings.seq_len),
         "vocab_size": source.vocab_size,
         "precision": chosen_precision,
@@ -185,6 +188,7 @@ def steps_in_parts(
         "data": {"fingerprint": source.fingerprint, **source.record},
         "started": before.get("started", now),
         "resumed": [*before.get("resumed", []), {"at": now, "step": start.step if start else 0}] if before else [],
+        **({"ramp": say(ramp)} if ramp.grows else {}),
         **({"branch": {"run": branch.path, "identity": branch.identity, "step": branch.step}} if branch else {}),
         **environment_record(sys.argv),
     }
@@ -195,6 +199,7 @@ def steps_in_parts(
         loss,
         source,
         settings,
+        ramp=ramp,
         callbacks=_chosen(cfg, "callback"),
         logger=logger,
         run_dir=directory,
@@ -224,9 +229,8 @@ def steps_in_parts(
         job_type=sweep.get("mode") or "run",
         side_by_side=side_by_side,
     )
-    return (
-        yield from _fit(trainer, logger, info, until, functools.partial(out_of_memory, ledger=ledger, adapts=adapts))
-    )
+    too_large = functools.partial(out_of_memory, ledger=ledger, adapts=adapts)
+    return (yield from _fit(trainer, logger, info, until, too_large))
 
 
 @functools.cache
@@ -248,7 +252,7 @@ def _fit(
     logger: Loggers,
     info: RunInfo,
     until: int | None,
-    out_of_memory: Callable[[BaseException, Trainer], OutOfMemoryError],
+    too_large: Callable[[BaseException, Trainer], OutOfMemoryError],
 ) -> Steps[RunResult]:
     """Train, and whatever happens leave a summary with a status."""
     status, error = "failed", None
@@ -260,7 +264,7 @@ def _fit(
         status, error = "diverged", str(e)
     except BaseException as e:
         if is_out_of_memory(e):
-            told = out_of_memory(e, trainer)
+            told = too_large(e, trainer)
             error = str(told)
             raise told from e
         error = f"{type(e).__name__}: {e}"
@@ -385,6 +389,12 @@ def _start_clean(seed: int) -> None:
     device.clear_cache()
     device.reset_peak_memory()
     mx.random.seed(seed)
+
+
+def _flops_per_token(model: LanguageModel, ramp: Ramp, steps: int) -> int:
+    """Forward and backward, on average over the run's tokens."""
+    of_run = steps_of(ramp.stages, steps)
+    return flops_in(of_run, model.flops_per_token) // tokens_in(of_run)
 
 
 def _params_by_part(model: LanguageModel) -> dict[str, int]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
+from lmxexp.ramp.stages import flops_in, tokens_in
+
 if TYPE_CHECKING:
+    from lmxexp.interfaces import Stage
     from lmxexp.train.trainer import Trainer
 
 
@@ -12,7 +16,7 @@ class Throughput:
     """``perf/tokens_per_s`` and ``perf/step_ms`` over the steps since the last call, and ``perf/mfu``: the share of the
     device's matrix-product peak, measured when the run started, that the model's FLOPs make up.
 
-    Training steps alone count: not evaluation, logging, checkpoints, nor the first step, which compiles.
+    Training steps alone count: not evaluation, logging, checkpoints, nor the first step of each shape, which compiles.
 
     Args:
         every: steps between two readings.
@@ -23,17 +27,16 @@ class Throughput:
 
     def __init__(self, every: int):
         self.every = every
-        self._steps = 0
+        self._steps_of: Counter[Stage] = Counter()
         self._seconds = 0.0
 
     def __call__(self, trainer: Trainer) -> dict[str, float]:
-        steps, seconds = trainer.clock.steps - self._steps, trainer.clock.seconds - self._seconds
-        self._steps, self._seconds = trainer.clock.steps, trainer.clock.seconds
-        if steps == 0:
+        clock = trainer.clock
+        steps_of, seconds = clock.steps_of - self._steps_of, clock.seconds - self._seconds
+        self._steps_of, self._seconds = clock.steps_of.copy(), clock.seconds
+        if not steps_of:
             return {}
-        tokens_per_s = steps * trainer.tokens_per_step / seconds
-        metrics = {"perf/tokens_per_s": tokens_per_s, "perf/step_ms": 1e3 * seconds / steps}
+        metrics = {"perf/tokens_per_s": tokens_in(steps_of) / seconds, "perf/step_ms": 1e3 * seconds / steps_of.total()}
         if trainer.peak_flops:
-            flops = trainer.model.flops_per_token(trainer.settings.seq_len)
-            metrics["perf/mfu"] = flops * tokens_per_s / trainer.peak_flops
+            metrics["perf/mfu"] = flops_in(steps_of, trainer.model.flops_per_token) / seconds / trainer.peak_flops
         return metrics

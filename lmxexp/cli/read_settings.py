@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 ROOTS = (
-    *("train", "model.net", "model.init", "optim", "param_groups", "schedule"),
+    *("train", "model.net", "model.init", "optim", "param_groups", "schedule", "ramp"),
     *("data", "tokenizer", "loss", "callback", "logger"),
 )
 """What `lmxexp.run.run` builds."""

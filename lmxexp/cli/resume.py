@@ -73,6 +73,9 @@ class Plan:
             ConfigError: what was typed would change what the run so far was computed with, or does not exist.
         """
         cfg = self.base.copy()
+        # The steps so far had its stages, whatever train.steps is from now on.
+        if OmegaConf.select(cfg, "ramp.steps") is not None:
+            cfg.ramp.steps = cfg.ramp.steps
         before = _leaves(cfg)
         OmegaConf.set_struct(cfg, True)
         with open_dict(cfg):
@@ -273,7 +276,7 @@ def _leaves(cfg: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         refuse(f"the run's configuration does not resolve: {str(error).splitlines()[0]}")
     assert isinstance(resolved, dict)
-    return {k: v for key in (*FIXED, "branch") if key in resolved for k, v in _flat(resolved[key], key).items()}
+    return {k: v for key in (*FIXED, "ramp", "branch") if key in resolved for k, v in _flat(resolved[key], key).items()}
 
 
 def _show(value: Any) -> str:

@@ -20,6 +20,9 @@ from lmxexp.compose import LISTS
 
 _HYDRA_KEYS = ("_target_", "_partial_", "_args_", "_convert_", "_recursive_")
 
+_OPTIONAL = (*LISTS, "ramp")
+"""Absent in runs from before there was such a group."""
+
 
 def check(cfg: DictConfig, overrides: Iterable[str] = (), *, also: tuple[str, ...] = ()) -> None:
     """Refuse a configuration that cannot work.
@@ -37,7 +40,7 @@ def check(cfg: DictConfig, overrides: Iterable[str] = (), *, also: tuple[str, ..
     # One mistake of the user's reaches many nodes: it is told once, under the key where it is written.
     problems: dict[str, str] = {}
     for key in ("seed", *ROOTS):
-        if OmegaConf.select(cfg, key, throw_on_missing=False) is None and key not in LISTS:
+        if OmegaConf.select(cfg, key, throw_on_missing=False) is None and key not in _OPTIONAL:
             problems.setdefault(key, f"{key} is missing: the run cannot do without it")
     _check_plain(cfg, problems)
     for path in read.targets:

@@ -16,7 +16,7 @@ _REPORTS = ("name", "tags", "resume", "branch", "sweep", "match", "tune", "logge
 _CHOICES_OF_REPORTS = tuple(f"choice.{group}" for group in (*_REPORTS, "hparams_search"))
 _OF_TRAIN = ("log_every", "eval_every", "checkpoint_every", "keep", "self_test", "memory_limit_gb")
 """Of ``train``: when something is written, not what is learned."""
-_GROUPS = ("data", "tokenizer", "loss", "optim", "param_groups", "schedule", "train")
+_GROUPS = ("data", "tokenizer", "loss", "optim", "param_groups", "schedule", "ramp", "train")
 """Groups whose kinds fill the node of the same name. Those that are none of these, model or size fill the model's."""
 
 _FIRST = {"choice.model": 0, "choice.size": 1}

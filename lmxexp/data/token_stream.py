@@ -40,6 +40,8 @@ class TokenStream:
     the whole split is evaluated.
     """
 
+    divisible = True
+
     def __init__(
         self,
         corpus: Corpus,

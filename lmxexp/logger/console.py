@@ -281,6 +281,8 @@ def _readable(key: str, value: Any) -> str:
 
 def _headline(info: RunInfo) -> Text:
     parts = [" ".join(f"{k}={v}" for k, v in info.choices.items()), f"{info.total_steps:,} steps"]
+    if ramp := info.record.get("ramp"):
+        parts.append(ramp)
     if info.resume_step:
         parts.append(f"resumed at {info.resume_step:,}")
     return Text(" · ".join(p for p in parts if p), style="dim")

@@ -65,7 +65,10 @@ class MultiToken:
         """The modules' losses by name, and what their layers return beside."""
         length = batch.inputs.shape[1]
         if length <= self.n_ahead:
-            raise ConfigError(f"loss.n_ahead={self.n_ahead} must be less than train.seq_len={length}")
+            raise ConfigError(
+                f"loss.n_ahead={self.n_ahead} must be less than the {length} tokens of a sequence (train.seq_len, or "
+                "ramp.start with ramp=seq_len)"
+            )
         outputs, more = model.look_ahead(h, batch.inputs, segment_ids=batch.segment_ids)
         losses: Aux = {}
         for k, further in enumerate(outputs, start=1):

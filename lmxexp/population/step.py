@@ -13,7 +13,7 @@ import numpy as np
 from mlx.optimizers import Optimizer
 from mlx.utils import tree_map, tree_unflatten
 
-from lmxexp.interfaces import Aux, Batch, Loss
+from lmxexp.interfaces import Aux, Batch, Loss, Stage
 from lmxexp.model.language_model import LanguageModel
 from lmxexp.ops.fused import mapped
 from lmxexp.ops.once import once
@@ -21,6 +21,7 @@ from lmxexp.ops.trees import by_path
 from lmxexp.optim import curvature
 from lmxexp.optim.build import Scheduled, leaf_optimizers, learning_rates
 from lmxexp.population.settings import NotMappable, Settings, differing, put
+from lmxexp.train.parts import CURVATURE, PART, UPDATE, WHOLE, n_parts, traces
 from lmxexp.train.precision import cast
 from lmxexp.train.random_state import STATE
 from lmxexp.train.sentinel import CompileSentinel
@@ -44,7 +45,7 @@ class PopulationStep:
         optimizers: initialised for them; their states alike.
         losses: alike but for numbers.
         keys: each member's random key.
-        max_grad_norm, n_micro, compute_dtype, compile: as of `lmxexp.train.step.TrainStep`.
+        max_grad_norm, n_micro, stages, compute_dtype, compile: as of `lmxexp.train.step.TrainStep`.
 
     Raises:
         NotMappable: the optimizers or losses differ in more than numbers.
@@ -59,11 +60,13 @@ class PopulationStep:
         *,
         max_grad_norm: float | None = 1.0,
         n_micro: int = 1,
+        stages: Sequence[Stage] = (),
         compute_dtype: mx.Dtype | None = None,
         compile: bool = True,
     ):
         self.size = len(models)
         self.max_grad_norm, self.n_micro, self.compute_dtype = max_grad_norm, n_micro, compute_dtype
+        self.parts = n_parts(stages, n_micro) if stages else {}
         self._model, self._optimizer, self._loss = models[0], optimizers[0], losses[0]
         self._leaves = leaf_optimizers(self._optimizer)
         self._schedules = _schedules(optimizers)
@@ -86,7 +89,8 @@ class PopulationStep:
         self._make()
 
     def _make(self) -> None:
-        self.sentinel = CompileSentinel()
+        allowed = traces(self.parts) if self.parts else {}
+        self.sentinel = CompileSentinel({self._named(name): n for name, n in allowed.items()})
         wrap: Callable[..., Any] = mx.compile if self.compiled else lambda f: f
         self._whole, self._part, self._apply = wrap(self._whole_step), wrap(self._weighted_part), wrap(self._apply_sum)
         self._estimate = wrap(self._estimate_curvature)
@@ -120,10 +124,11 @@ class PopulationStep:
     def __call__(self, batches: Sequence[Batch]) -> Arrays:
         """Every member's batch in, all members' scalars out: ``(P,)`` each, unevaluated, under `TrainStep`'s names."""
         arrays = _together(batches)
-        parts = split(arrays, self.n_micro, axis=1) if self.n_micro > 1 else [arrays]
+        n = self.parts.get(arrays["inputs"].shape[1:], self.n_micro)
+        parts = split(arrays, n, axis=1) if n > 1 else [arrays]
         if self._curved is not None and self._estimate_is_due(self._curved):
             self.state = self._estimate(self.state, parts[0])
-        if self.n_micro == 1:
+        if n == 1:
             scalars, self.state = self._whole(self.state, arrays)
             return scalars
         total = None
@@ -156,12 +161,12 @@ class PopulationStep:
     # --- traced ------------------------------------------------------------------------------------------------------
 
     def _whole_step(self, state: Any, arrays: Arrays) -> tuple[Arrays, Any]:
-        self._note_trace("training step", state=state, batch=arrays)
+        self._note_trace(WHOLE, state=state, batch=arrays)
         gradient, loss, aux, keys = self._gradient(state, arrays, self._loss)
         return self._update({**state, "keys": keys}, state, gradient, loss, aux)
 
     def _weighted_part(self, state: Any, arrays: Arrays) -> tuple[Any, Any]:
-        self._note_trace("gradient of a part", state=state, batch=arrays)
+        self._note_trace(PART, state=state, batch=arrays)
         gradient, loss, aux, keys = self._gradient(state, arrays, self._loss)
         n = aux["n_targets"]
         weighted = tree_map(
@@ -173,14 +178,14 @@ class PopulationStep:
         return {"n": n, **weighted}, {**state, "keys": keys}
 
     def _apply_sum(self, state: Any, total: Any) -> tuple[Arrays, Any]:
-        self._note_trace("optimizer update", state=state, total=total)
+        self._note_trace(UPDATE, state=state, total=total)
         n = mx.maximum(total.pop("n"), 1e-9)
         mean = tree_map(lambda t: t / n.reshape(-1, *(1,) * (t.ndim - 1)), total)
         gradient = {path: g.astype(state["parameters"][path].dtype) for path, g in mean["gradient"].items()}
         return self._update(state, state, gradient, mean["loss"], mean["aux"])
 
     def _estimate_curvature(self, state: Any, arrays: Arrays) -> Any:
-        self._note_trace("estimate of the curvature", state=state, batch=arrays)
+        self._note_trace(CURVATURE, state=state, batch=arrays)
         gradient, _, n_targets, keys = self._gradient(state, arrays, curvature.drawn_loss)
         with _Restored(self._model, self._leaves):
             optimizer = mx.vmap(self._observed_by_one)(state["optimizer"], self._settings["optim"], gradient, n_targets)
@@ -269,7 +274,10 @@ class PopulationStep:
 
     def _note_trace(self, name: str, **inputs: Any) -> None:
         if self.compiled:
-            self.sentinel.traced(f"{name} of {self.size} members", training=self._model.training, **inputs)
+            self.sentinel.traced(self._named(name), training=self._model.training, **inputs)
+
+    def _named(self, function: str) -> str:
+        return f"{function} of {self.size} members"
 
 
 class _Restored:

@@ -183,10 +183,11 @@ class Population:
             [mx.random.key(member.random_state) for member in members],
             max_grad_norm=first.settings.max_grad_norm,
             n_micro=first.settings.parts,
+            stages=first.ramp.stages,
             compute_dtype=first.compute_dtype,
             compile=first.settings.compile,
         )
-        self._batches = [trainer.source.batch(trainer.step) for trainer in trainers]
+        self._batches = [trainer.batch(trainer.step) for trainer in trainers]
         self._lost: set[int] = set()
         self.begun = self._sharing = False
 
@@ -220,14 +221,16 @@ class Population:
             scalars = self._step(self._batches)
             mx.async_eval(scalars, self._step.state)
             following = [  # on the host, while the device computes
-                batch if member.ended else trainer.source.batch(trainer.step + 1)
-                for batch, member, trainer in zip(self._batches, self._members, self._trainers, strict=True)
+                None if member.ended else trainer.batch(trainer.step + 1)
+                for member, trainer in zip(self._members, self._trainers, strict=True)
             ]
             mx.eval(scalars)
         except BaseException:
             self._step.state = before
             raise
-        self._batches = following
+        # Those that have ended need one of the others' shape, whatever is in it.
+        any_of_them = next(batch for batch in following if batch is not None)
+        self._batches = [any_of_them if batch is None else batch for batch in following]
         found = {name: np.array(_plain(a)) for name, a in scalars.items()}
         lost = [i for i, loss in enumerate(found["train/loss"]) if not np.isfinite(loss) and i not in self._lost]
         if lost:

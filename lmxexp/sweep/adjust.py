@@ -75,10 +75,16 @@ class Adjuster:
         return ENOUGH * self.tolerance
 
     def _steps(self, cfg: DictConfig, value: float, target: float) -> tuple[Adjusted, Found]:
-        now = cfg.train.steps
-        steps = max(1, round(target / (value / now)))
-        value = value // now * steps if isinstance(value, int) else value / now * steps
-        return {KEYS["steps"]: steps}, Found(steps, value, value / target - 1)
+        """In proportion. With a ramp that is only near, as its stages are whole numbers of steps: again from there."""
+        used, steps, found = self.budgets.by_steps(cfg), cfg.train.steps, []
+        while True:
+            steps = max(1, round(steps * target / value))
+            if any(f.number == steps for f in found):
+                break
+            value = used(steps)
+            found.append(Found(steps, value, value / target - 1))
+        best = min(found, key=lambda f: abs(f.residual))
+        return {KEYS["steps"]: best.number}, best
 
     def _d_ff(self, cfg: DictConfig, target: float) -> tuple[Adjusted, Found]:
         if not ReadSettings(cfg).is_read(KEYS["d_ff"]):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from lmxexp.cli.errors import refuse
+from lmxexp.interfaces import Stage
 
 if TYPE_CHECKING:
     from lmxexp.model.language_model import LanguageModel
@@ -33,6 +35,8 @@ class Budgets:
 
     kind: str
     _vocabularies: dict[str, int] = field(default_factory=dict)
+    _seconds: dict[tuple[str, int, int], float] = field(default_factory=dict)
+    """Of a step, by configuration and the sizes of its batch: each is measured once."""
 
     def of(self, cfg: DictConfig, *, keep: bool = True) -> float:
         """The budget that a run of ``cfg`` will use.
@@ -43,19 +47,49 @@ class Budgets:
         Raises:
             ConfigError: a design that cannot be built, or of which the memory cannot be estimated.
         """
-        train = cfg.train
-        tokens = train.steps * train.batch_size * train.seq_len
-        if self.kind == "tokens":
-            return tokens
         if self.kind == "params":
             return self._model(cfg, keep).n_params()
-        if self.kind == "flops":
-            return self._model(cfg, keep).flops_per_token(train.seq_len) * tokens
-        if self.kind == "time":
-            from lmxexp.sweep.step_time import step_seconds
+        if self.kind == "memory":
+            return self._peak_gb(cfg)
+        return self.by_steps(cfg, keep=keep)(cfg.train.steps)
 
-            return step_seconds(cfg, self.vocabulary(cfg)) * train.steps
-        return self._peak_gb(cfg)
+    def by_steps(self, cfg: DictConfig, *, keep: bool = True) -> Callable[[int], float]:
+        """Tokens, FLOPs or seconds of a run of ``cfg``, by its number of steps.
+
+        Args:
+            keep: as of `of`.
+        """
+        from lmxexp.ramp.build import ramp_of
+        from lmxexp.ramp.stages import steps_of
+
+        cost = self._cost_of_step(cfg, keep)
+
+        def used(steps: int) -> float:
+            at = copy.deepcopy(cfg)  # instantiate resolves interpolations in place
+            at.train.steps = steps
+            stages = ramp_of(at).stages
+            return sum(n * cost(stage.batch_size, stage.seq_len) for stage, n in steps_of(stages, steps).items())
+
+        return used
+
+    def _cost_of_step(self, cfg: DictConfig, keep: bool) -> Callable[[int, int], float]:
+        """By ``batch_size`` and ``seq_len``."""
+        if self.kind == "tokens":
+            return lambda batch_size, seq_len: batch_size * seq_len
+        if self.kind == "flops":
+            model = self._model(cfg, keep)
+            return lambda batch_size, seq_len: model.flops_per_token(seq_len) * batch_size * seq_len
+        from lmxexp.sweep.step_time import step_seconds
+
+        configuration = same_budget(cfg, self.kind)
+
+        def seconds(batch_size: int, seq_len: int) -> float:
+            known = configuration, batch_size, seq_len
+            if known not in self._seconds:
+                self._seconds[known] = step_seconds(cfg, self.vocabulary(cfg), Stage(0, batch_size, seq_len))
+            return self._seconds[known]
+
+        return seconds
 
     def vocabulary(self, cfg: DictConfig) -> int:
         """The vocabulary that the run will have. Reads the data where nothing else tells."""

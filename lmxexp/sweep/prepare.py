@@ -54,12 +54,14 @@ class Preparation:
         """
         from lmxexp.build import build
         from lmxexp.optim.build import optimizer_of
+        from lmxexp.ramp.build import ramp_of
         from lmxexp.train.random_state import get_random_state, set_random_state
 
         config = config or resolved(cfg)
         vocab_size = self._source(cfg, config)[1]
-        kept = ("model", "train", "optim", "param_groups", "schedule", "loss", "callback", "logger")
-        key = json.dumps([vocab_size, *(config.get(part) for part in kept)], sort_keys=True, default=str)
+        kept = ("model", "train", "optim", "param_groups", "schedule", "ramp", "loss", "callback", "logger")
+        parts = [vocab_size, config["data"]["_target_"], *(config.get(part) for part in kept)]
+        key = json.dumps(parts, sort_keys=True, default=str)
         if key in self._built:
             return
         cfg = copy.deepcopy(cfg)  # instantiate resolves interpolations in place
@@ -70,6 +72,7 @@ class Preparation:
             refuse(f"train.seq_len={cfg.train.seq_len}: the model has positions for {model.max_len} tokens alone")
         build(cfg.model.init)
         optimizer_of(cfg)
+        ramp_of(cfg)
         build(cfg.loss)
         for group in ("callback", "logger"):  # of which there may be none
             if cfg.get(group):

@@ -12,8 +12,9 @@ import mlx.core as mx
 import numpy as np
 
 from lmxexp import device
-from lmxexp.interfaces import Batch
+from lmxexp.interfaces import Batch, Stage
 from lmxexp.optim.build import optimizer_of
+from lmxexp.ramp.build import ramp_of
 from lmxexp.run import build, build_model
 from lmxexp.train import precision
 from lmxexp.train.memory import Ledger, with_parts
@@ -40,21 +41,24 @@ SECONDS = 2.0
 """Short steps are repeated for so long: the median of few would be a lottery."""
 
 
-def step_seconds(cfg: DictConfig, vocab_size: int) -> float:
+def step_seconds(cfg: DictConfig, vocab_size: int, stage: Stage) -> float:
     """The median time of a training step of what ``cfg`` describes, as the trainer performs it, on random tokens.
 
     Model and optimizer are made and thrown away; the random state stays as it was.
+
+    Args:
+        stage: of the ramp that ``cfg`` has: the one whose step is timed.
 
     Raises:
         ConfigError: settings that cannot work.
     """
     random_state = get_random_state()
     try:
-        step, settings = _make_step(copy.deepcopy(cfg), vocab_size)  # instantiate resolves interpolations in place
+        step = _make_step(copy.deepcopy(cfg), vocab_size)  # instantiate resolves interpolations in place
         rng = np.random.default_rng(0)
         seconds: list[float] = []
         for i in range(WARM_UP + AT_MOST):
-            ids = rng.integers(0, vocab_size, (settings.batch_size, settings.seq_len + 1), dtype=np.int32)
+            ids = rng.integers(0, vocab_size, (stage.batch_size, stage.seq_len + 1), dtype=np.int32)
             start = time.perf_counter()
             scalars = step(Batch(ids[:, :-1], ids[:, 1:]))
             mx.eval(scalars, step.state)
@@ -77,7 +81,7 @@ def step_seconds(cfg: DictConfig, vocab_size: int) -> float:
         device.reset_peak_memory()
 
 
-def _make_step(cfg: DictConfig, vocab_size: int) -> tuple[TrainStep, TrainSettings]:
+def _make_step(cfg: DictConfig, vocab_size: int) -> TrainStep:
     settings: TrainSettings = build(cfg.train)
     model = build_model(cfg, vocab_size=vocab_size)
     chosen = precision.resolve(settings.precision, on_gpu=device.is_gpu())
@@ -88,13 +92,13 @@ def _make_step(cfg: DictConfig, vocab_size: int) -> tuple[TrainStep, TrainSettin
     optimizer.init(model.trainable_parameters())
     loss, compute_dtype = build(cfg.loss), precision.DTYPES[chosen] if chosen == "mixed" else None
     settings = with_parts(settings, Ledger(model, optimizer, loss, settings, compute_dtype))
-    step = TrainStep(
+    return TrainStep(
         model,
         optimizer,
         loss,
         max_grad_norm=settings.max_grad_norm,
         n_micro=settings.parts,
+        stages=ramp_of(cfg).stages,
         compute_dtype=compute_dtype,
         compile=settings.compile,
     )
-    return step, settings

@@ -65,11 +65,11 @@ class _Alone:
     def __call__(self) -> Stepped:
         trainer = self._trainer
         if self._step is None:
-            self._step, self._batch = trainer.make_step(), trainer.source.batch(trainer.step)
+            self._step, self._batch = trainer.make_step(), trainer.batch(trainer.step)
         start = time.perf_counter()
         scalars = self._step(self._batch)
         mx.async_eval(scalars, self._step.state)
-        self._batch = trainer.source.batch(trainer.step + 1)  # on the host, while the device computes
+        self._batch = trainer.batch(trainer.step + 1)  # on the host, while the device computes
         # The scalars are known before the update is through: the device goes on while the host looks.
         mx.eval(scalars)
         return Stepped(scalars, time.perf_counter() - start)

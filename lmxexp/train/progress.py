@@ -1,6 +1,9 @@
 """How far a run is, and how long its steps take."""
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
+
+from lmxexp.interfaces import Stage
 
 
 @dataclass
@@ -18,16 +21,25 @@ class Progress:
 
 @dataclass
 class StepClock:
-    """Time spent in training steps, without evaluation, logging, checkpoints, and without the first step of the
-    process, which compiles. What the device still has to do when the scalars are known counts for the next step."""
+    """Time spent in training steps, without evaluation, logging, checkpoints, and without the first step of each stage
+    in the process, which compiles. What the device still has to do when the scalars are known counts for the next
+    step."""
 
-    steps: int = 0
     seconds: float = 0.0
+    steps_of: Counter[Stage] = field(default_factory=Counter)
+    """Steps that are in ``seconds``, by their stage."""
     first_step_seconds: float | None = None
+    _compiled: set[Stage] = field(default_factory=set)
 
-    def add(self, seconds: float) -> None:
+    @property
+    def steps(self) -> int:
+        """All that are in ``seconds``."""
+        return self.steps_of.total()
+
+    def add(self, seconds: float, stage: Stage) -> None:
         if self.first_step_seconds is None:
             self.first_step_seconds = seconds
-        else:
-            self.steps += 1
+        if stage in self._compiled:
             self.seconds += seconds
+            self.steps_of[stage] += 1
+        self._compiled.add(stage)

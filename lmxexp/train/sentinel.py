@@ -19,25 +19,28 @@ class CompileSentinel:
     The Python body of a compiled function runs once per trace, so `traced` is called from inside it.
 
     Args:
-        allowed: traces of each function before `RetraceError`.
+        allowed: traces of a function, by its name, where batches have several shapes; of all others, one. Each has to
+            be of another shape of its input ``batch``.
     """
 
-    def __init__(self, allowed: int = 1):
-        self.allowed = allowed
+    def __init__(self, allowed: Mapping[str, int] | None = None):
+        self.allowed = allowed or {}
         self.traces: dict[str, int] = {}
-        self._signatures: dict[str, Signature] = {}
+        self._signatures: dict[str, list[Signature]] = {}
 
     def traced(self, name: str, **inputs: Any) -> None:
         """Note a trace of function ``name``. ``inputs``: trees of arrays and Python values that its trace depends
         on."""
-        signature = _signature(inputs)
+        signature, earlier = _signature(inputs), self._signatures.setdefault(name, [])
         self.traces[name] = self.traces.get(name, 0) + 1
-        if self.traces[name] > self.allowed:
+        again = [known for known in earlier if _shapes(known) == _shapes(signature)]
+        allowed = self.allowed.get(name, 1)
+        if again or len(earlier) >= allowed:
             raise RetraceError(
-                f"the compiled {name} was traced {self.traces[name]} times, {self.allowed} expected: "
-                + _difference(self._signatures[name], signature)
+                f"the compiled {name} was traced {self.traces[name]} times, {allowed} expected: "
+                + _difference((again or earlier or [{}])[-1], signature)
             )
-        self._signatures[name] = signature
+        earlier.append(signature)
 
 
 def _signature(inputs: Mapping[str, Any]) -> Signature:
@@ -45,6 +48,11 @@ def _signature(inputs: Mapping[str, Any]) -> Signature:
         path: f"{leaf.dtype}{list(leaf.shape)}".replace("mlx.core.", "") if isinstance(leaf, mx.array) else repr(leaf)
         for path, leaf in tree_flatten(dict(inputs))
     }
+
+
+def _shapes(signature: Signature) -> Signature:
+    """Of the batch, without its types, which are no reason to be traced again."""
+    return {path: leaf.partition("[")[2] for path, leaf in signature.items() if path.split(".")[0] == "batch"}
 
 
 def _difference(before: Signature, after: Signature) -> str:

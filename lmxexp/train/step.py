@@ -1,6 +1,6 @@
 """One optimizer step as a compiled function of explicit state."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -8,12 +8,13 @@ import mlx.core as mx
 import mlx.optimizers
 from mlx.utils import tree_map
 
-from lmxexp.interfaces import Aux, Batch, Loss
+from lmxexp.interfaces import Aux, Batch, Loss, Stage
 from lmxexp.model.language_model import LanguageModel
 from lmxexp.ops.once import once
 from lmxexp.ops.trees import by_path
 from lmxexp.optim import curvature
 from lmxexp.optim.build import learning_rates
+from lmxexp.train.parts import CURVATURE, PART, UPDATE, WHOLE, n_parts, traces
 from lmxexp.train.precision import cast
 from lmxexp.train.random_state import STATE
 from lmxexp.train.sentinel import CompileSentinel
@@ -40,6 +41,8 @@ class TrainStep:
         loss: what is minimised.
         max_grad_norm: the gradient's global norm is clipped to it; None: not clipped.
         n_micro: parts of a batch; divides its size.
+        stages: the shapes that batches have, the last of which is computed in ``n_micro`` parts and the others in no
+            larger ones; empty: they have one shape.
         compute_dtype: parameters are cast to it for forward and backward; None: as they are.
         compile: whether to compile.
     """
@@ -52,12 +55,14 @@ class TrainStep:
         *,
         max_grad_norm: float | None = 1.0,
         n_micro: int = 1,
+        stages: Sequence[Stage] = (),
         compute_dtype: mx.Dtype | None = None,
         compile: bool = True,
     ):
         self.model, self.optimizer, self.loss = model, optimizer, loss
         self.max_grad_norm, self.n_micro, self.compute_dtype = max_grad_norm, n_micro, compute_dtype
-        self.sentinel = CompileSentinel()
+        self.parts = n_parts(stages, n_micro) if stages else {}
+        self.sentinel = CompileSentinel(traces(self.parts) if stages else None)
         self.compiled = compile
         self._value_and_grad = mx.value_and_grad(self._loss_of_params)
         self._value_and_grad_of_drawn = mx.value_and_grad(self._drawn_loss_of_params)
@@ -78,10 +83,11 @@ class TrainStep:
     def __call__(self, batch: Batch) -> Arrays:
         """Scalars ``train/loss``, ``train/grad_norm`` (before clipping), ``train/lr…`` and the model's own."""
         arrays = to_arrays(batch)
-        parts = split(arrays, self.n_micro) if self.n_micro > 1 else [arrays]
+        n = self.parts.get(arrays["inputs"].shape, self.n_micro)
+        parts = split(arrays, n) if n > 1 else [arrays]
         if self._curved is not None and curvature.is_due(self._curved):
             self._estimate(parts[0])
-        if self.n_micro == 1:
+        if n == 1:
             return self._whole(arrays)
         total = None
         for arrays_of_part in parts:
@@ -115,20 +121,20 @@ class TrainStep:
         return {"train/loss": loss, "train/grad_norm": norm, **learning_rates(self.optimizer), **shown(aux)}
 
     def _whole_step(self, arrays: Arrays) -> Arrays:
-        self._note_trace("training step", batch=arrays)
+        self._note_trace(WHOLE, batch=arrays)
         return self._update(*self._gradient(arrays))
 
     def _weighted_part(self, arrays: Arrays) -> Any:
         """Gradient, loss and other scalars of a part, times its number of targets, in fp32: a small part would be lost
         beside the sum of many in bf16."""
-        self._note_trace("gradient of a part", batch=arrays)
+        self._note_trace(PART, batch=arrays)
         _, gradient, loss, aux = self._gradient(arrays)
         n = aux["n_targets"]
         weighted = tree_map(lambda a: a.astype(mx.float32) * n, {"gradient": gradient, "loss": loss, "aux": aux})
         return {"n": n, **weighted}
 
     def _apply_sum(self, total: Any) -> Arrays:
-        self._note_trace("optimizer update", total=total)
+        self._note_trace(UPDATE, total=total)
         params = self.model.trainable_parameters()
         n = mx.maximum(total.pop("n"), 1e-9)
         mean = tree_map(lambda t: t / n, total)
@@ -136,7 +142,7 @@ class TrainStep:
         return self._update(params, gradient, mean["loss"], mean["aux"])
 
     def _estimate_curvature(self, arrays: Arrays) -> mx.array:
-        self._note_trace("estimate of the curvature", batch=arrays)
+        self._note_trace(CURVATURE, batch=arrays)
         params = self.model.trainable_parameters()
         (_, n_targets), gradient = self._value_and_grad_of_drawn(params, arrays)
         self.model.update(params)

@@ -11,10 +11,11 @@ import mlx.optimizers
 from mlx.utils import tree_unflatten
 
 from lmxexp import device
-from lmxexp.interfaces import Callback, Logger, Loss, Source, Stateful
+from lmxexp.interfaces import Batch, Callback, Logger, Loss, Ramp, Source, Stage, Stateful
 from lmxexp.model.language_model import LanguageModel
 from lmxexp.ops.trees import number, numbers
 from lmxexp.optim.averaging import evaluated
+from lmxexp.ramp.stages import stage_of, steps_of, tokens_in
 from lmxexp.train import checkpoint
 from lmxexp.train.drive import Steps, alone
 from lmxexp.train.evaluator import Evaluator
@@ -46,6 +47,7 @@ class Trainer:
         loss: what is minimised and evaluated.
         source: batches.
         settings: see `TrainSettings`.
+        ramp: what of the batches each step trains on.
         callbacks: by name; called in order.
         logger: where metrics go.
         run_dir: holds ``checkpoints/`` and whatever callbacks write.
@@ -62,6 +64,7 @@ class Trainer:
         source: Source,
         settings: TrainSettings,
         *,
+        ramp: Ramp,
         callbacks: Mapping[str, Callback],
         logger: Logger,
         run_dir: Path,
@@ -70,7 +73,7 @@ class Trainer:
         peak_flops: float | None = None,
     ):
         self.model, self.optimizer, self.loss, self.source, self.settings = model, optimizer, loss, source, settings
-        self.callbacks, self.logger = callbacks, logger
+        self.ramp, self.callbacks, self.logger = ramp, callbacks, logger
         self.run_dir, self.run_id = run_dir, run_id
         self.peak_flops = peak_flops
         self.memory_limit_gb = settings.memory_limit_gb or device.recommended_memory_gb()  # None: nothing is known
@@ -97,13 +100,13 @@ class Trainer:
         return self.progress.step
 
     @property
-    def tokens_per_step(self) -> int:
-        return self.settings.batch_size * self.settings.seq_len
-
-    @property
     def tokens(self) -> int:
         """Training tokens seen."""
-        return self.step * self.tokens_per_step
+        return tokens_in(steps_of(self.ramp.stages, self.step))
+
+    def batch(self, step: int) -> Batch:
+        """What step number ``step``, from 0, trains on."""
+        return self.ramp.batch(self.source, step)
 
     @property
     def checkpoints(self) -> Path:
@@ -125,10 +128,10 @@ class Trainer:
             MemoryLimitError: peak memory above the limit.
         """
         self.model.train()
-        if self.settings.self_test:
+        for stage in self.ramp.stages if self.settings.self_test else ():
             self_test(
                 self.make_step,
-                self.source,
+                [self.batch(step) for step in range(stage.start, stage.start + 2) if self._stage(step) == stage],
                 dropout=self._draws_random_numbers(),
                 tolerance=1e-4 if self.precision == "fp32" else 3e-2,
             )
@@ -140,7 +143,7 @@ class Trainer:
                 while self.step < end:
                     self.stop_if_asked()
                     stepped = yield self
-                    self.clock.add(stepped.seconds)
+                    self.clock.add(stepped.seconds, self._stage(self.step))
                     self._after_step(stepped.scalars)
                 if self.step < self.settings.steps:
                     self._pause()
@@ -171,7 +174,15 @@ class Trainer:
                 f"(now {self.settings.parts}) for the same batch in smaller parts"
             )
         due = self.step % self.settings.log_every == 0 or self.step == self.settings.steps
-        self._report(numbers(scalars) if due else {})
+        self._report(numbers(scalars) | self._size_of_step() if due else {})
+
+    def _size_of_step(self) -> dict[str, float]:
+        """As a metric, of the step that was done last, where steps differ in it."""
+        grows = self.ramp.grows
+        return {} if grows is None else {f"train/{grows}": float(getattr(self._stage(self.step - 1), grows))}
+
+    def _stage(self, step: int) -> Stage:
+        return stage_of(self.ramp.stages, step)
 
     def _report(self, metrics: dict[str, float]) -> None:
         """Callbacks, then the line in the log, then what must not stand without that line."""
@@ -282,6 +293,7 @@ class Trainer:
             self.loss,
             max_grad_norm=self.settings.max_grad_norm,
             n_micro=self.settings.parts,
+            stages=self.ramp.stages,
             compute_dtype=self.compute_dtype,
             compile=self.settings.compile if compile is None else compile,
         )
@@ -289,7 +301,7 @@ class Trainer:
     def _draws_random_numbers(self) -> bool:
         """Whether a training forward pass moves the random state on, as dropout does."""
         before = get_random_state()
-        self.loss(self.model, self.source.batch(0)._replace(**to_arrays(self.source.batch(0))))
+        self.loss(self.model, self.batch(0)._replace(**to_arrays(self.batch(0))))
         moved = get_random_state() != before
         set_random_state(before)
         return moved

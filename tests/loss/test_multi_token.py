@@ -221,5 +221,5 @@ def test_refuses_models_and_sequences():
     with pytest.raises(ConfigError, match="made with 0 modules"):
         MultiToken(n_ahead=2)(small_model(), batch())
     short = Batch(tokens(2, 2), tokens(2, 2))
-    with pytest.raises(ConfigError, match=r"n_ahead=2 must be less than train\.seq_len=2"):
+    with pytest.raises(ConfigError, match=r"n_ahead=2 must be less than the 2 tokens of a sequence \(train\.seq_len"):
         MultiToken(n_ahead=2)(small_model(*MULTI), short)

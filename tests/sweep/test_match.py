@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from lmxexp import build_model, compose
 from lmxexp.describe import describe
-from lmxexp.interfaces import ConfigError
+from lmxexp.interfaces import ConfigError, Stage
 from lmxexp.run import build
 from lmxexp.sweep import step_time
 from lmxexp.sweep.adjust import FITTING
@@ -185,7 +185,7 @@ def test_time(monkeypatch):
     """By steps, from what a step takes: here 3 ms and 7 ms. Each arm is measured once, whatever its learning rate."""
     measured = []
 
-    def step_seconds(cfg, vocab_size):
+    def step_seconds(cfg, vocab_size, stage):
         measured.append(cfg.choice.attention)
         assert vocab_size == 256
         return {"mha": 0.003, "mla": 0.007}[cfg.choice.attention]
@@ -203,8 +203,9 @@ def test_time(monkeypatch):
 def test_a_step_is_measured():
     mx.random.seed(3)
     tiny = ["train.batch_size=2", "train.seq_len=8", "model.n_layers=1", "model.d_model=16", "train.compile=false"]
-    seconds = step_time.step_seconds(composed([MHA, *tiny]), 256)
-    larger = step_time.step_seconds(composed([MHA, *tiny, "model.n_layers=12", "train.seq_len=64"]), 256)
+    seconds = step_time.step_seconds(composed([MHA, *tiny]), 256, Stage(0, 2, 8))
+    deeper = composed([MHA, *tiny, "model.n_layers=12", "train.seq_len=64"])
+    larger = step_time.step_seconds(deeper, 256, Stage(0, 2, 64))
     assert 0 < seconds < larger < 10
     drawn = mx.random.uniform().item()
     mx.random.seed(3)
@@ -228,8 +229,8 @@ def test_the_median_step(monkeypatch, caplog, every, steady):
 
     monkeypatch.setattr(step_time, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     monkeypatch.setattr(step_time, "SECONDS", 0.1)
-    monkeypatch.setattr(step_time, "_make_step", lambda cfg, size: (Step(), SimpleNamespace(batch_size=3, seq_len=5)))
-    assert step_time.step_seconds(composed([MHA]), 11) == pytest.approx(0.004)
+    monkeypatch.setattr(step_time, "_make_step", lambda cfg, size: Step())
+    assert step_time.step_seconds(composed([MHA]), 11, Stage(0, 3, 5)) == pytest.approx(0.004)
     assert step_time.AT_LEAST <= len(calls) - step_time.WARM_UP <= 30
     assert ("is busy with something else" in caplog.text) is not steady
 
