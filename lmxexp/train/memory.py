@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import mlx.optimizers
+from mlx.utils import tree_map
 
 from lmxexp import device
 from lmxexp.interfaces import ConfigError, Loss
 from lmxexp.train.peak_memory import MemoryEstimate, estimate
+from lmxexp.train.random_state import set_random_state
 
 if TYPE_CHECKING:
     from lmxexp.model.language_model import LanguageModel
@@ -94,11 +96,23 @@ class Ledger:
             )
         return self._known[n_micro]
 
+    def let_go(self) -> None:
+        """Forget the values of model, optimizer and random state, which after a failed step may be neither old nor new.
+        Their shapes are what is left."""
+        model, optimizer, _ = self._args
+        model.update(tree_map(_placeholder, model.parameters()))
+        optimizer.state = tree_map(_placeholder, optimizer.state)
+        set_random_state(0)
+
     def text(self, n_micro: int) -> str:
         try:
             return text_of(self.of(n_micro))
-        except ValueError as error:
-            return f"there is no estimate: {error}"
+        except Exception as error:  # it is told along with another error, which it must not hide
+            return f"what is not known: {error}"
+
+
+def _placeholder(a: mx.array) -> mx.array:
+    return mx.zeros(a.shape, a.dtype)  # never computed
 
 
 def text_of(memory: MemoryEstimate) -> str:
@@ -176,16 +190,20 @@ def out_of_memory(error: BaseException, trainer: Any, ledger: Ledger, *, adapts:
         ledger: the run's.
         adapts: whether ``n_micro`` is to be chosen here.
     """
+    ledger.let_go()
     settings = trainer.settings
     now = settings.n_micro
     more = [n for n in range(now + 1, settings.batch_size + 1) if settings.batch_size % n == 0]
-    mend = "choose a smaller model, train.batch_size or train.seq_len"
-    if more and not adapts:
-        mend = f"train.n_micro={more[0]} computes the same batch in smaller parts, train.n_micro=auto finds how many"
+    if more and adapts:
+        mend = ""
+    elif more:
+        mend = f"; train.n_micro={more[0]} computes the same batch in smaller parts, train.n_micro=auto finds how many"
+    else:
+        mend = "; choose a smaller model, train.batch_size or train.seq_len"
     if isinstance(error, MemoryLimitError):
         what = str(error)
     else:
-        what = f"out of memory in step {trainer.step + 1} ({' '.join(str(error).split())[:200]}); {mend}"
+        what = f"out of memory in step {trainer.step + 1} ({' '.join(str(error).split())[:200]}){mend}"
     return OutOfMemoryError(
         f"{what}. With train.n_micro={now} it takes {ledger.text(now)}",
         trainer.run_dir,

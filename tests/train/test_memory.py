@@ -1,0 +1,250 @@
+"""``train.n_micro=auto``: how many parts, and going on in smaller ones when memory did not suffice."""
+
+import dataclasses
+import gc
+import json
+import random
+import sys
+import weakref
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import lmxexp
+from lmxexp import device
+from lmxexp.build import build
+from lmxexp.interfaces import ConfigError
+from lmxexp.loss.cross_entropy import CrossEntropy
+from lmxexp.optim.build import optimizer_of
+from lmxexp.run import build_model, build_source, run
+from lmxexp.train import checkpoint
+from lmxexp.train.evaluator import Evaluator
+from lmxexp.train.memory import (
+    SPARE,
+    Ledger,
+    MemoryLimitError,
+    OutOfMemoryError,
+    fewest_parts,
+    is_out_of_memory,
+    with_parts,
+)
+from lmxexp.train.step import TrainStep
+
+RUN = sys.modules["lmxexp.run"]  # `lmxexp.run` is its function
+
+SMALL = ["data=text", "data.path=text.txt", "model.d_model=16", "model.n_heads=2", "model.n_kv_heads=1"]
+SMALL += ["model.n_layers=1", "train.steps=8", "train.batch_size=8", "train.seq_len=16", "train.log_every=1"]
+SMALL += ["train.checkpoint_every=2", "train.eval_every=4", "logger=[jsonl]", "callback=[evaluate,checkpoint]"]
+
+
+@pytest.fixture(autouse=True)
+def _text(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("".join(random.Random(0).choices("abcdefgh ", k=6000)))
+
+
+def ledger_of(*overrides):
+    cfg = lmxexp.compose([*SMALL, *overrides])
+    model = build_model(cfg, vocab_size=256)
+    model.train()
+    optimizer = optimizer_of(cfg)
+    optimizer.init(model.trainable_parameters())
+    settings = build(cfg.train)
+    return settings, Ledger(model, optimizer, build(cfg.loss), settings, None)
+
+
+# --- how many ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_fewest_parts(seed):
+    """Against trying all of them; a first part more may cost more than it saves, as it keeps a sum."""
+    rng = random.Random(seed)
+    batch_size, fixed, kept, per_row = rng.randint(1, 64), rng.random(), rng.random(), rng.random()
+    at_least, limit = rng.randint(1, 70), rng.uniform(0, 1.5 * (fixed + per_row * batch_size))
+
+    def peak(n):
+        return fixed + (kept if n > 1 else 0) + per_row * batch_size / n
+
+    fits = [n for n in range(at_least, batch_size + 1) if batch_size % n == 0 and peak(n) <= limit]
+    assert fewest_parts(peak, batch_size, limit, at_least) == (fits[0] if fits else None)
+
+
+def test_a_number_stays():
+    settings, ledger = ledger_of("train.n_micro=2", "train.memory_limit_gb=1e-9")
+    assert with_parts(settings, ledger) is settings
+
+
+def test_as_few_as_fit(capsys):
+    settings, ledger = ledger_of("train.n_micro=auto")
+    for n in (1, 2, 8):
+        limit = ledger.of(n).peak / SPARE / device.GB * 1.0001
+        limited = dataclasses.replace(settings, memory_limit_gb=limit)
+        assert with_parts(limited, ledger).parts == n
+        assert f"train.n_micro=auto: {n}, which takes about" in capsys.readouterr().err
+        assert with_parts(limited, ledger, at_least=4).parts == max(n, 4)
+        assert with_parts(limited, ledger, known=2).parts == 2
+    with pytest.raises(
+        ConfigError, match=r"not even one sequence at a time fits into 0\.00 GB: it takes about .*logits"
+    ):
+        with_parts(dataclasses.replace(settings, memory_limit_gb=1e-6), ledger)
+
+
+def test_without_a_limit_it_is_whole(monkeypatch):
+    monkeypatch.setattr(device, "recommended_memory_gb", lambda: None)
+    settings, ledger = ledger_of("train.n_micro=auto")
+    assert with_parts(settings, ledger).parts == 1
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "some", "1.5"])
+def test_other_values_are_refused(value):
+    with pytest.raises(ConfigError, match=r"train\.n_micro=.* must be at least 1, or auto"):
+        build(lmxexp.compose([*SMALL, f"train.n_micro={value}"]).train)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_one"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("[metal::malloc] Attempting to allocate 9 bytes which is greater than …"), True),
+        (RuntimeError("cudaMallocAsync(&data, size, stream) failed: out of memory"), True),
+        (MemoryLimitError("peak memory 2 GB is above the limit"), True),
+        (RuntimeError("something else"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_what_is_out_of_memory(error, is_one):
+    assert is_out_of_memory(error) is is_one
+
+
+# --- in a run ---------------------------------------------------------------------------------------------------------
+
+
+class TooLarge:
+    """Steps in parts of more than ``most`` sequences do not fit, after the first ``after`` steps."""
+
+    def __init__(self):
+        self.most, self.after, self.seen = 2, 0, []
+
+    def __call__(self, step, batch):
+        rows = batch.inputs.shape[0] // step.n_micro
+        self.seen.append((rows, weakref.ref(step.model)))
+        if rows > self.most and len(self.seen) > self.after:
+            raise RuntimeError("[malloc] Unable to allocate 123 bytes.")
+        return CALL(step, batch)
+
+    @property
+    def rows(self):
+        return [rows for rows, _ in self.seen]
+
+
+CALL = TrainStep.__call__
+
+
+@pytest.fixture
+def too_large(monkeypatch):
+    fake = TooLarge()
+    monkeypatch.setattr(TrainStep, "__call__", lambda step, batch: fake(step, batch))
+    return fake
+
+
+def trained(name, *overrides):
+    return run(lmxexp.compose([*SMALL, *overrides]), name)
+
+
+def weights_of(name):
+    return checkpoint.read(checkpoint.newest(Path(name) / "checkpoints")).load("model")
+
+
+def test_it_goes_on_in_smaller_parts(too_large, capsys):
+    result = trained("auto", "train.n_micro=auto")
+    assert (result.status, result.summary["step"]) == ("ok", 8)
+    assert too_large.rows == [8, 4] + [2] * 8
+    err = capsys.readouterr().err
+    assert "out of memory in step 1 ([malloc] Unable to allocate 123 bytes.)" in err
+    assert "With train.n_micro=1 it takes about" in err
+    assert "train.n_micro=auto goes on with 4" in err
+    assert json.loads((result.run_dir / "run.json").read_text())["n_micro"] == 4
+    trained("four", "train.n_micro=4")
+    for path, want in weights_of("four").items():
+        assert mx.array_equal(weights_of("auto")[path], want).item(), path
+
+
+def test_it_goes_on_from_the_newest_checkpoint(too_large):
+    """The sixth step does not fit."""
+    too_large.after, too_large.most = 5, 4
+    result = trained("auto", "train.n_micro=auto")
+    assert (result.status, result.summary["step"]) == ("ok", 8)
+    record = json.loads((result.run_dir / "run.json").read_text())
+    assert [again["step"] for again in record["resumed"]] == [4]
+    lines = [json.loads(line) for line in (result.run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "train/loss" in line] == list(range(1, 9))
+    assert too_large.rows == [8] * 6 + [4] * 4
+
+
+def test_the_first_model_is_gone_before_the_second_is_there(too_large, monkeypatch):
+    alive = []
+    make = RUN.build_model
+
+    def counted(*args, **kwargs):
+        gc.collect()
+        alive.append(sum(model() is not None for _, model in too_large.seen))
+        return make(*args, **kwargs)
+
+    monkeypatch.setattr(RUN, "build_model", counted)
+    trained("auto", "train.n_micro=auto")
+    assert alive == [0, 0, 0]
+
+
+def test_a_number_is_not_changed_and_the_ledger_is_told(too_large):
+    told = r"train\.n_micro=2 computes .* With train\.n_micro=1 it takes about .* logits"
+    with pytest.raises(OutOfMemoryError, match=told):
+        trained("one")
+    summary = json.loads(Path("one/summary.json").read_text())
+    assert summary["status"] == "failed"
+    assert "With train.n_micro=1 it takes about" in summary["error"]
+
+
+def test_nothing_smaller_is_left(too_large):
+    too_large.most = 0
+    with pytest.raises(OutOfMemoryError, match="choose a smaller model"):
+        trained("auto", "train.n_micro=auto")
+    assert too_large.rows == [8, 4, 2, 1]
+
+
+def test_an_error_while_a_step_is_traced_is_told_as_it_is(monkeypatch):
+    """What stands in model and random state then is no arrays; the ledger must not stumble over that."""
+
+    def broken(*_):
+        raise RuntimeError("[malloc] Unable to allocate 9 bytes.")
+
+    monkeypatch.setattr(TrainStep, "_update", broken)
+    with pytest.raises(OutOfMemoryError, match=r"out of memory in step 1 \(\[malloc\] Unable to allocate 9 bytes\.\)"):
+        trained("one")
+
+
+def test_resumed_it_has_the_parts_that_it_began_with(too_large):
+    first = trained("auto", "train.n_micro=auto", "train.steps=4")
+    cfg = lmxexp.compose([*SMALL, "train.n_micro=auto"])
+    cfg.resume = str(first.run_dir)
+    run(cfg)  # where everything would fit
+    assert json.loads((first.run_dir / "run.json").read_text())["n_micro"] == 4
+
+
+def test_evaluation_is_in_parts_too():
+    cfg = lmxexp.compose(SMALL)
+    model = build_model(cfg, vocab_size=256)
+    source = build_source(cfg)
+    rows = []
+
+    class Seen(CrossEntropy):
+        def __call__(self, model, batch):
+            rows.append(batch.inputs.shape[0])
+            return super().__call__(model, batch)
+
+    whole, parts = (Evaluator(model, Seen(), source, n_micro=n)() for n in (1, 4))
+    assert rows == [8, 2]
+    for name, value in whole.items():
+        np.testing.assert_allclose(parts[name], value, rtol=1e-6, err_msg=name)
