@@ -13,11 +13,14 @@ Names are imported when they are first used, so ``import lmxexp`` costs next to 
 
 import os
 import sys
+import time
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from lmxexp import blas
+IMPORTED_AT = time.perf_counter()
+
+from lmxexp import blas  # noqa: E402 - the clock starts before MLX and all else is loaded
 
 if TYPE_CHECKING:
     from lmxexp.compose import compose

@@ -16,6 +16,7 @@ from typing import Any, cast
 import mlx.core as mx
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+import lmxexp
 from lmxexp import blas, device, run_files
 from lmxexp.build import build
 from lmxexp.cli.branch import checkpoint_of
@@ -36,6 +37,8 @@ from lmxexp.train.drive import Steps, alone
 from lmxexp.train.memory import Ledger, OutOfMemoryError, is_out_of_memory, let_go, out_of_memory, with_parts
 from lmxexp.train.self_test import fill
 from lmxexp.train.trainer import DivergedError, Trainer
+
+_is_first = True
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,7 @@ def steps_in_parts(
         ConfigError: a setting that cannot work; nothing was trained.
         OutOfMemoryError, OSError: the run failed; its record says so, and its checkpoints stay.
     """
+    begun = _begin()
     planned = bool((cfg.get("sweep") or {}).get("identity"))  # and checked
     if not planned:  # a planned point's is its own
         check(cfg)
@@ -230,7 +234,14 @@ def steps_in_parts(
         side_by_side=side_by_side,
     )
     too_large = functools.partial(out_of_memory, ledger=ledger, adapts=adapts)
-    return (yield from _fit(trainer, logger, info, until, too_large))
+    return (yield from _fit(trainer, logger, info, until, too_large, begun))
+
+
+def _begin() -> float:
+    """When a run begins: now, or, if it is the process's first, when lmxexp was imported."""
+    global _is_first
+    is_first, _is_first = _is_first, False
+    return lmxexp.IMPORTED_AT if is_first else time.perf_counter()
 
 
 @functools.cache
@@ -253,6 +264,7 @@ def _fit(
     info: RunInfo,
     until: int | None,
     too_large: Callable[[BaseException, Trainer], OutOfMemoryError],
+    begun: float,
 ) -> Steps[RunResult]:
     """Train, and whatever happens leave a summary with a status."""
     status, error = "failed", None
@@ -270,7 +282,7 @@ def _fit(
         error = f"{type(e).__name__}: {e}"
         raise
     finally:
-        summary = {"status": status, "error": error, **_summary(trainer), "seconds": time.perf_counter() - start}
+        summary = {"status": status, "error": error, **_summary(trainer, begun), "seconds": time.perf_counter() - start}
         try:
             run_files.write_json(info.run_dir / "summary.json", summary)
             population = {"population": trainer.n_members} if trainer.n_members > 1 else {}  # what its speed is of
@@ -288,8 +300,10 @@ def _fit(
     return _result(info.run_dir, summary, trainer.signals.received)
 
 
-def _summary(trainer: Trainer) -> dict[str, Any]:
-    """The run in a few numbers: the last value of each metric, the best evaluation, typical speed, peak memory."""
+def _summary(trainer: Trainer, begun: float) -> dict[str, Any]:
+    """The run in a few numbers: the last value of each metric, the best evaluation, typical speed, peak memory, and how
+    long it took from where it began (or, of a process's first, from the import of lmxexp) to the end of its first step.
+    """
     last: dict[str, float] = {}
     for line in trainer.history:
         last |= line
@@ -305,6 +319,8 @@ def _summary(trainer: Trainer) -> dict[str, Any]:
         "best/step": trainer.progress.best_eval_step,
         "perf/tokens_per_s": statistics.median(speeds) if speeds else None,
         "perf/first_step_s": trainer.clock.first_step_seconds,
+        "perf/compile_s": trainer.clock.compile_seconds,
+        "perf/start_s": None if trainer.clock.first_step_at is None else trainer.clock.first_step_at - begun,
         "mem/peak_gb": max(peaks, default=None),
         "params": trainer.model.n_params(),
     }

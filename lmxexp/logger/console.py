@@ -272,6 +272,8 @@ def _readable(key: str, value: Any) -> str:
         return f"{value:.2f} GB"
     if key.endswith("_ms"):
         return f"{value:.1f} ms"
+    if key.endswith("_s") and value < 60:
+        return f"{value:.1f} s"
     if key.endswith(("_s", "seconds")):
         return duration(value)
     if key.endswith("mfu"):

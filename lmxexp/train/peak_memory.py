@@ -195,6 +195,7 @@ def _stand_ins(fused_attention: bool) -> Iterator[None]:
     with ExitStack() as stack:
         # The gradient of grouped products is a primitive that is not traced.
         stack.enter_context(_replaced(mx, "gather_mm", lambda a, b, **_: (a[..., 0, :] @ b[0])[..., None, :]))
+        stack.enter_context(_replaced(mx, "contiguous", lambda a, **_: a + 0))  # a copy, which is not traced as one
         if fused_attention:
             # Traced on the CPU, attention keeps all its scores; a fused kernel keeps queries, keys, values and output.
             stack.enter_context(_replaced(mx.fast, "scaled_dot_product_attention", _keeps_no_scores))

@@ -1,5 +1,6 @@
 """How far a run is, and how long its steps take."""
 
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -29,7 +30,20 @@ class StepClock:
     steps_of: Counter[Stage] = field(default_factory=Counter)
     """Steps that are in ``seconds``, by their stage."""
     first_step_seconds: float | None = None
+    first_step_at: float | None = None
+    """When it was through, as `time.perf_counter` has it."""
     _compiled: set[Stage] = field(default_factory=set)
+    _first: Stage | None = None
+    _seconds_of_first: float = 0.0
+
+    @property
+    def compile_seconds(self) -> float | None:
+        """What the first step took longer than later ones of its stage: tracing, and the kernels' compiler. None before
+        there is a later one."""
+        first = next(iter(self.steps_of), None)
+        if self.first_step_seconds is None or first is None or first != self._first:
+            return None
+        return max(self.first_step_seconds - self._seconds_of_first / self.steps_of[first], 0.0)
 
     @property
     def steps(self) -> int:
@@ -38,8 +52,10 @@ class StepClock:
 
     def add(self, seconds: float, stage: Stage) -> None:
         if self.first_step_seconds is None:
-            self.first_step_seconds = seconds
+            self.first_step_seconds, self.first_step_at = seconds, time.perf_counter()
+            self._first = stage
         if stage in self._compiled:
             self.seconds += seconds
+            self._seconds_of_first += seconds if stage == self._first else 0.0
             self.steps_of[stage] += 1
         self._compiled.add(stage)
