@@ -30,7 +30,7 @@ from lmxexp.record import environment_record
 from lmxexp.tokenizer.load import load as load_tokenizer
 from lmxexp.train import checkpoint, precision
 from lmxexp.train.drive import Steps, alone
-from lmxexp.train.self_test import fill
+from lmxexp.train.snapshot import fill
 from lmxexp.train.trainer import DivergedError, Trainer
 
 
