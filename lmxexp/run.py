@@ -26,6 +26,7 @@ from lmxexp.model.language_model import LanguageModel
 from lmxexp.ops.trees import by_path
 from lmxexp.optim.averaging import averages, evaluated
 from lmxexp.optim.build import optimizer_of
+from lmxexp.profile import profile
 from lmxexp.record import environment_record
 from lmxexp.tokenizer.load import load as load_tokenizer
 from lmxexp.train import checkpoint, precision
@@ -214,6 +215,8 @@ def _fit(trainer: Trainer, logger: Loggers, info: RunInfo, until: int | None) ->
     start = time.perf_counter()
     try:
         logger.start(info)
+        if trainer.settings.profile:
+            profile.write(trainer, info)
         status = yield from trainer.steps(until)
     except DivergedError as e:
         status, error = "diverged", str(e)
