@@ -28,6 +28,7 @@ from lmxexp.model.language_model import LanguageModel
 from lmxexp.ops.trees import by_path
 from lmxexp.optim.averaging import averages, evaluated
 from lmxexp.optim.build import optimizer_of
+from lmxexp.profile import profile
 from lmxexp.ramp.build import ramp_of
 from lmxexp.ramp.stages import flops_in, say, steps_of, tokens_in
 from lmxexp.record import environment_record
@@ -35,7 +36,7 @@ from lmxexp.tokenizer.load import load as load_tokenizer
 from lmxexp.train import checkpoint, precision
 from lmxexp.train.drive import Steps, alone
 from lmxexp.train.memory import Ledger, OutOfMemoryError, is_out_of_memory, let_go, out_of_memory, with_parts
-from lmxexp.train.self_test import fill
+from lmxexp.train.snapshot import fill
 from lmxexp.train.trainer import DivergedError, Trainer
 
 _is_first = True
@@ -271,6 +272,8 @@ def _fit(
     start = time.perf_counter()
     try:
         logger.start(info)
+        if trainer.settings.profile:
+            profile.write(trainer, info)
         status = yield from trainer.steps(until)
     except DivergedError as e:
         status, error = "diverged", str(e)

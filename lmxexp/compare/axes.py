@@ -14,7 +14,10 @@ Getter = Callable[[Run], Any]
 _REPORTS = ("name", "tags", "resume", "branch", "sweep", "match", "tune", "logger", "callback", "debug", "hydra")
 """Nodes of the configuration that name, report or say how a sweep came by the rest. No differences of the design."""
 _CHOICES_OF_REPORTS = tuple(f"choice.{group}" for group in (*_REPORTS, "hparams_search"))
-_OF_TRAIN = ("log_every", "eval_every", "checkpoint_every", "keep", "self_test", "memory_limit_gb")
+_OF_TRAIN = (
+    *("log_every", "eval_every", "checkpoint_every", "keep"),
+    *("self_test", "memory_limit_gb", "profile", "profile_capture"),
+)
 """Of ``train``: when something is written, not what is learned."""
 _GROUPS = ("data", "tokenizer", "loss", "optim", "param_groups", "schedule", "ramp", "train")
 """Groups whose kinds fill the node of the same name. Those that are none of these, model or size fill the model's."""

@@ -87,13 +87,7 @@ class LanguageModel(nn.Module):
             cache: one per layer, from `make_cache`; brought up to date in place.
             segment_ids: ``(B, L)``; positions of different segments do not see each other.
         """
-        offset = cache[0].offset if cache else 0
-        x = self.embedding.embed(tokens)
-        if self.position_embedding is not None:
-            x = self.position_embedding(x, offset)
-        if self.embedding_norm is not None:
-            x = self.embedding_norm(x)
-        x = self.embedding_dropout(x)
+        x = self.embedded(tokens, cache[0].offset if cache else 0)
         aux: Aux = {}
         shared: Shared = {}
         for i, (layer, layer_cache) in enumerate(zip(self.layers, cache or [None] * len(self.layers), strict=True)):
@@ -102,6 +96,15 @@ class LanguageModel(nn.Module):
             if isinstance(layer_cache, NoState):
                 layer_cache.offset += tokens.shape[1]
         return self.norm(x), aux
+
+    def embedded(self, tokens: mx.array, offset: int = 0) -> mx.array:
+        """``(B, L)`` token ids, the first at position ``offset``, to ``(B, L, D)``: what the first layer gets."""
+        x = self.embedding.embed(tokens)
+        if self.position_embedding is not None:
+            x = self.position_embedding(x, offset)
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x)
+        return self.embedding_dropout(x)
 
     def look_ahead(
         self, h: mx.array, tokens: mx.array, *, segment_ids: mx.array | None = None

@@ -77,7 +77,13 @@ class PopulationLauncher(Launcher):
                 "on a CPU points are no faster together: they run one after the other, unless hydra.launcher.force=true"
             )
             return [[job] for job in jobs]
-        found = groups([job.resolved() for job in jobs])
+        configs = [job.resolved() for job in jobs]
+        if any((config.get("train") or {}).get("profile") for config in configs):
+            refuse(
+                "train.profile=true: hydra/launcher=population trains many points in one step, of which the parts of "
+                "one point's step tell nothing; profile a point by itself, without --multirun"
+            )
+        found = groups(configs)
         if singles := [i for group in found if len(group) == 1 for i in group]:
             names = ", ".join(" ".join(jobs[i].overrides) for i in singles)
             say(f"one after the other, as no other point has their shapes and structure: {names}")

@@ -22,7 +22,7 @@ from lmxexp.train.drive import Stepped, Steps, alone
 from lmxexp.train.memory import is_out_of_memory
 from lmxexp.train.peak_memory import estimate
 from lmxexp.train.random_state import STATE, get_random_state, set_random_state
-from lmxexp.train.self_test import fill
+from lmxexp.train.snapshot import fill
 from lmxexp.train.trainer import Trainer
 
 T = TypeVar("T")

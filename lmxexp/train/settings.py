@@ -30,6 +30,8 @@ class TrainSettings:
     eval_every: int
     checkpoint_every: int
     keep: int
+    profile: bool = False  # with defaults: the configurations of earlier runs do not have them
+    profile_capture: str | None = None
 
     def __post_init__(self) -> None:
         for key in ("steps", "batch_size", "seq_len", "log_every", "keep"):
@@ -44,6 +46,11 @@ class TrainSettings:
         for key in ("max_grad_norm", "memory_limit_gb"):
             value = getattr(self, key)
             self._require(key, value is None or value > 0, "must be positive; null turns it off")
+        if self.profile_capture is not None:
+            self._require("profile_capture", self.profile, "is taken by the profile: add train.profile=true")
+            self._require(
+                "profile_capture", self.profile_capture.endswith(".gputrace"), "must be a file that ends in .gputrace"
+            )
 
     @property
     def parts(self) -> int:

@@ -23,9 +23,10 @@ from lmxexp.train.memory import MemoryLimitError
 from lmxexp.train.precision import DTYPES
 from lmxexp.train.progress import Progress, StepClock
 from lmxexp.train.random_state import get_random_state, set_random_state
-from lmxexp.train.self_test import fill, self_test
+from lmxexp.train.self_test import self_test
 from lmxexp.train.settings import TrainSettings
 from lmxexp.train.signals import StopSignals
+from lmxexp.train.snapshot import fill
 from lmxexp.train.step import TrainStep, to_arrays
 from lmxexp.train.weights import weights
 
