@@ -230,9 +230,11 @@ def test_a_population_refuses(tmp_path):
 
 
 def test_the_stage_of_a_ramp_that_the_run_is_in(go):
-    run = go("run", "ramp=batch_size", "ramp.start=1", "train.steps=20", "train.n_micro=auto", "train.profile=true")
-    about = read(run)["about"]
-    assert (about["batch_size"], about["n_micro"]) == (1, 1)
+    run = go("run", "ramp=batch_size", "ramp.start=2", "train.steps=40", "train.n_micro=auto", "train.profile=true")
+    about = read(run)
+    assert (about["batch_size"], about["n_micro"]) == (2, 1)
     whole = json.loads((run / "run.json").read_text())
     assert whole["n_micro"] == 1
-    assert about["forward_flops"] * 3 == pytest.approx(whole["flops_per_token"] * about["seq_len"], rel=0.01)
+    assert about["forward_flops"] * 3 == pytest.approx(
+        whole["flops_per_token"] * about["batch_size"] * about["seq_len"], rel=0.01
+    )
