@@ -42,7 +42,7 @@ def alone(steps: Steps[T], trainer: Trainer | None = None) -> T:
     try:
         if trainer is None:
             trainer = next(steps)
-        compute = _Alone(trainer)
+        compute = Alone(trainer)
         while True:
             try:
                 stepped = compute()
@@ -54,7 +54,15 @@ def alone(steps: Steps[T], trainer: Trainer | None = None) -> T:
         return end.value
 
 
-class _Alone:
+class Alone:
+    """Computes the steps of one run on this process's device, each time it is called one.
+
+    While the device computes, the host makes the batch of the next step.
+
+    Args:
+        trainer: its ``step`` says which batch comes next; whoever calls counts it on.
+    """
+
     def __init__(self, trainer: Trainer):
         self._trainer = trainer
         self._step: TrainStep | None = None
