@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from lmxexp import device
 
@@ -75,8 +76,12 @@ class Contestant:
         """Trainable parameters; a tied matrix counts once."""
         raise NotImplementedError
 
+    def load(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Take fp32 weights, by their names in lmxexp's model. Before the first step."""
+        raise NotImplementedError
+
     def loss(self, batch: Any) -> float:
-        """The mean cross-entropy of a batch in fp32, in nats, before the first step."""
+        """The mean cross-entropy of a batch in fp32, in nats. Before the first step."""
         raise NotImplementedError
 
     def reset_peak(self) -> None:

@@ -114,6 +114,12 @@ class OwnStep(Contestant):
     def n_params(self) -> int:
         return self.model.n_params()
 
+    def load(self, weights: Mapping[str, np.ndarray]) -> None:
+        self.model.load_weights([(name, mx.array(a)) for name, a in weights.items()])
+        if self.precision == "bf16":
+            self.model.set_dtype(mx.bfloat16)
+        mx.eval(self.model.parameters())
+
     def loss(self, batch: Batch) -> float:
         """See `Contestant.loss`. Weights that are kept in bf16 are widened for it, which changes none."""
         self.model.eval()

@@ -44,19 +44,22 @@ class _MlxStep(Contestant):
         ConfigError: ``train.precision=mixed``.
     """
 
-    def __init__(self, task: Task, model: nn.Module, weights: Mapping[str, np.ndarray]):
+    def __init__(self, task: Task, model: nn.Module):
         super().__init__()
         if task.precision == "mixed":
             raise ConfigError(f"{self.name} has no train.precision=mixed; fp32 and bf16 can be compared")
         if task.precision == "bf16":
             self.note = "its optimizer's state is bf16, lmxexp's fp32"
         self.task, self.model, self.n_done = task, model, 0
-        self.load(weights)
+        self.load(task.weights)
 
     def load(self, weights: Mapping[str, np.ndarray]) -> None:
-        """Take fp32 weights, by their names in this model."""
-        self.model.load_weights([(name, mx.array(a)) for name, a in weights.items()])
+        self.model.load_weights([(self.rename(name), mx.array(a)) for name, a in weights.items()])
         mx.eval(self.model.parameters())
+
+    def rename(self, name: str) -> str:
+        """What a parameter of lmxexp's is called in this model."""
+        raise NotImplementedError
 
     def adamw(self, *, clips: bool) -> mlx.optimizers.AdamW:
         """With lmxexp's settings and schedule."""
@@ -105,9 +108,11 @@ class MlxLmStep(_MlxStep):
             vocab_size=s.vocab_size,
             tie_word_embeddings=True,
         )
-        named = {f"model.{name.removeprefix('embedding.')}": a for name, a in task.weights.items()}
-        super().__init__(task, Model(sizes), named)
+        super().__init__(task, Model(sizes))
         self.optimizer = self.adamw(clips=True)
+
+    def rename(self, name: str) -> str:
+        return f"model.{name.removeprefix('embedding.')}"
 
     def loss(self, batch: Any) -> float:
         from mlx_lm.tuner.trainer import default_loss  # pyright: ignore[reportMissingImports]
@@ -178,14 +183,27 @@ class LmxlabStep(_MlxStep):
             rope_theta=s.rope_theta,
             tie_embeddings=True,
         )
-        self._weights = {_lmxlab_name(name): a for name, a in task.weights.items()}
-        super().__init__(task, LanguageModel(config), self._weights)
+        super().__init__(task, LanguageModel(config))
         self._make_trainer = lambda compile_step: Trainer(
             self.model,
             TrainConfig(max_grad_norm=task.max_grad_norm or 0.0, batch_size=task.batch_size, compile_step=compile_step),
             optimizer=self.adamw(clips=False),
         )
         self._trainer: Any = None
+
+    def rename(self, name: str) -> str:
+        for ours, theirs in (
+            ("embedding.embed_tokens", "embed"),
+            ("layers.", "blocks."),
+            ("self_attn", "attention"),
+            ("input_layernorm", "attn_norm"),
+            ("post_attention_layernorm", "ffn_norm"),
+            ("mlp.gate_proj", "ffn.gate"),
+            ("mlp.up_proj", "ffn.up"),
+            ("mlp.down_proj", "ffn.down"),
+        ):
+            name = name.replace(ours, theirs)
+        return f"final_{name}" if name.startswith("norm.") else name
 
     def run(self, n_steps: int) -> list[float]:
         if self._trainer is None:
@@ -198,7 +216,7 @@ class LmxlabStep(_MlxStep):
                     raise
             # It captures a copy of the parameters, which MLX refuses; the failed trace stays in the model.
             self.note = " ".join(filter(None, [self.note, "uncompiled: MLX refuses its compiled step"]))
-            self.load(self._weights)
+            self.load(self.task.weights)
             self.cast()
             self._trainer = self._make_trainer(False)
         return self._steps(n_steps)
@@ -214,21 +232,6 @@ class LmxlabStep(_MlxStep):
     def loss(self, batch: Any) -> float:
         logits, _ = self.model(mx.array(batch.inputs))
         return number(nn.losses.cross_entropy(logits, mx.array(batch.targets), reduction="mean"))
-
-
-def _lmxlab_name(name: str) -> str:
-    for ours, theirs in (
-        ("embedding.embed_tokens", "embed"),
-        ("layers.", "blocks."),
-        ("self_attn", "attention"),
-        ("input_layernorm", "attn_norm"),
-        ("post_attention_layernorm", "ffn_norm"),
-        ("mlp.gate_proj", "ffn.gate"),
-        ("mlp.up_proj", "ffn.up"),
-        ("mlp.down_proj", "ffn.down"),
-    ):
-        name = name.replace(ours, theirs)
-    return f"final_{name}" if name.startswith("norm.") else name
 
 
 def _with_lengths(batch: Any) -> tuple[mx.array, mx.array]:

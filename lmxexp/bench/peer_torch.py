@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from lmxexp import blas, device
@@ -36,6 +38,8 @@ class TorchStep(Contestant):
         if self._device == "cpu" and (n_threads := blas.which().threads):
             torch.set_num_threads(n_threads)
         torch.set_float32_matmul_precision("high" if os.environ.get("MLX_ENABLE_TF32") == "1" else "highest")
+        if self._device == "cuda":
+            self._held_gb = torch.cuda.memory_allocated() / device.GB
         self._model = Llama(task.shape)
         self._model.load(task.weights)
         self._model.to(self._device)
@@ -63,6 +67,9 @@ class TorchStep(Contestant):
     def n_params(self) -> int:
         return self._model.n_params()
 
+    def load(self, weights: Mapping[str, np.ndarray]) -> None:
+        self._model.load(weights)
+
     def loss(self, batch: Any) -> float:
         x, y = (torch.from_numpy(a).to(self._device).long() for a in (batch.inputs, batch.targets))
         with torch.no_grad():
@@ -74,7 +81,7 @@ class TorchStep(Contestant):
 
     def peak_gb(self) -> float | None:
         """PyTorch counts its arrays on CUDA only."""
-        return torch.cuda.max_memory_allocated() / device.GB if self._device == "cuda" else None
+        return torch.cuda.max_memory_allocated() / device.GB - self._held_gb if self._device == "cuda" else None
 
 
 def torch_device() -> str:

@@ -62,6 +62,9 @@ class Task:
     shape: Shape
     weights: dict[str, np.ndarray]
     """fp32, by their names in lmxexp's model."""
+    n_params: int
+    loud_loss: float
+    """lmxexp's, see `loud`."""
     source: Any
     """`Source` of the batches."""
     batch_size: int
@@ -127,6 +130,8 @@ def task_of(cfg: DictConfig, own: OwnStep, n_steps: int) -> Task:
     return Task(
         shape=shape,
         weights=weights,
+        n_params=own.n_params(),
+        loud_loss=loud_loss(own, weights, own.source.batch(0)),
         source=own.source,
         batch_size=own.settings.batch_size,
         precision=own.precision,
@@ -154,16 +159,37 @@ def makers(peer: str) -> dict[str, Callable[[Task], Contestant]]:
     return {peer: {"mlx_lm": peer_mlx.MlxLmStep, "lmxlab": peer_mlx.LmxlabStep}[peer]}
 
 
-def check_same_model(peer: Contestant, n_params: int, loss: float, batch: Any) -> None:
-    """Compare the number of parameters, and the loss at the same weights.
+def check_same_model(peer: Contestant, task: Task) -> None:
+    """Compare the number of parameters, and the loss at the same weights. Before the first step.
 
     Raises:
         Disagreement: they differ.
     """
-    if peer.n_params() != n_params:
-        raise Disagreement(f"not the same model: {peer.n_params():,} parameters, lmxexp's has {n_params:,}")
-    if not abs((found := peer.loss(batch)) - loss) <= LOSS_TOLERANCE:
-        raise Disagreement(f"not the same model: loss {found:.6f} at the same weights, lmxexp's is {loss:.6f}")
+    if peer.n_params() != task.n_params:
+        raise Disagreement(f"not the same model: {peer.n_params():,} parameters, lmxexp's has {task.n_params:,}")
+    loss = loud_loss(peer, task.weights, task.source.batch(0))
+    if not abs(loss - task.loud_loss) <= LOSS_TOLERANCE:
+        raise Disagreement(f"not the same model: loss {loss:.6f} at the same weights, lmxexp's is {task.loud_loss:.6f}")
+
+
+def loud_loss(contestant: Contestant, weights: dict[str, np.ndarray], batch: Any) -> float:
+    """Its loss with `loud` weights; it is left with ``weights``."""
+    contestant.load(loud(weights))
+    try:
+        return contestant.loss(batch)
+    finally:
+        contestant.load(weights)
+
+
+def loud(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Random weights of the same shapes, with which each part counts in the loss: as a model is initialised, it hardly
+    shows what attention does. Exact in bf16."""
+    generator = np.random.default_rng(0)
+    found = {}
+    for name, a in weights.items():
+        x = generator.normal(0.0, a.shape[-1] ** -0.5, a.shape) if a.ndim > 1 else generator.uniform(0.5, 1.5, a.shape)
+        found[name] = (x.astype(np.float32).view(np.uint32) & 0xFFFF0000).view(np.float32)
+    return found
 
 
 def check_same_steps(losses: list[float], own: list[float], precision: str) -> None:

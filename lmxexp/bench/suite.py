@@ -92,7 +92,7 @@ class _Measured:
     def _own(self) -> OwnStep | None:
         """Warm up lmxexp's step and those of the peers; None if lmxexp's cannot be measured."""
         row = self._row(OwnStep.name)
-        task = first_loss = None
+        task = None
         try:
             start = time.perf_counter()
             own = OwnStep(self.case.cfg, self.case.vocab_size)
@@ -103,7 +103,6 @@ class _Measured:
             if self.peer_names and not missing:
                 n_steps = peers.N_AGREEING_STEPS + self.report.n_rounds * self.report.n_steps
                 task = peers.task_of(self.case.cfg, own, n_steps)
-                first_loss = own.loss(task.source.batch(0))
             losses = self._warm_up(own, row, built)
         except Exception as error:  # out of memory, or kinds that do not fit together: the other cases go on
             row.reason = reason(error)
@@ -111,12 +110,12 @@ class _Measured:
             return None
         if missing:
             self.report.remarks.append(f"{self.case.name}: {missing}")
-        if task is not None and first_loss is not None:
+        if task is not None:
             for peer in self.peer_names:
-                self._peer(peer, task, own, first_loss, losses)
+                self._peer(peer, task, own, losses)
         return own
 
-    def _peer(self, peer: str, task: peers.Task, own: OwnStep, first_loss: float, losses: list[float]) -> None:
+    def _peer(self, peer: str, task: peers.Task, own: OwnStep, losses: list[float]) -> None:
         try:
             makers = peers.makers(peer)
         except Exception as error:  # installed, and broken
@@ -130,7 +129,7 @@ class _Measured:
                 contestant = make(task)
                 built = time.perf_counter() - start
                 row.params = contestant.n_params()
-                peers.check_same_model(contestant, own.n_params(), first_loss, task.source.batch(0))
+                peers.check_same_model(contestant, task)
                 peers.check_same_steps(self._warm_up(contestant, row, built), losses, own.precision)
             except Exception as error:
                 row.reason = reason(error)
