@@ -156,7 +156,7 @@ def reasons(report: Report) -> list[str]:
     """Why rows have no time, what is to be known of others, and what was left out."""
     lines = [f"{row.case}, {row.contestant}: not measured: {row.reason}" for row in report.rows if row.reason]
     notes = dict.fromkeys(f"{row.contestant}: {row.note}" for row in report.rows if row.note and not row.reason)
-    few = [f"{report.n_rounds} rounds are few: {ENOUGH_ROUNDS} make a figure"] * (report.n_rounds < ENOUGH_ROUNDS)
+    few = [f"--rounds {report.n_rounds}: a trial; a figure wants {ENOUGH_ROUNDS}"] * (report.n_rounds < ENOUGH_ROUNDS)
     return [*lines, *notes, *report.remarks, *few]
 
 

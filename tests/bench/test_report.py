@@ -44,7 +44,7 @@ def test_markdown():
     assert "- torch eager: a note" in text
     assert "- mlx_lm: not installed" in text
     assert "fp32 100 GFLOP/s (256: 50, 512: 100)" in text
-    assert "3 rounds are few" in text
+    assert "--rounds 3: a trial" in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert {line.count("|") for line in rows} == {len(report.HEADINGS) + 1}
 
