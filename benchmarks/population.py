@@ -73,18 +73,27 @@ def timed(work: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def torch_rounds(args: argparse.Namespace, size: str, model: Any, vocab_size: int) -> list[Callable[[int], float]]:
+def torch_rounds(args: argparse.Namespace, size: str, model: Any, source: Any) -> list[Callable[[int], float]]:
     """PyTorch's step of the same shapes, as `torch.compile` makes it and with CUDA graphs."""
-    import torch_llama
+    import torch
+
+    from lmxexp.bench import torch_llama
+    from lmxexp.bench.shape import Shape
 
     d_model, n_layers = (int(n) for n in size.split("x"))
-    shape = {"d_model": d_model, "n_layers": n_layers, "n_heads": d_model // 32, "n_kv_heads": d_model // 64}
-    shape |= {"d_ff": model.layers[0].mlp.up_proj.weight.shape[0], "seq_len": args.seq_len, "vocab_size": vocab_size}
+    n_heads, d_ff = d_model // 32, model.layers[0].mlp.up_proj.weight.shape[0]
+    shape = Shape(source.vocab_size, d_model, n_layers, n_heads, n_heads // 2, 32, d_ff, args.seq_len)
+    on_gpu = torch.cuda.is_available()
+    batches = [source.batch(i)[:2] for i in range(4)]
+    torch.compiler.reset()  # beyond eight shapes it would go on uncompiled
     runs = []
     for mode in ("default", "reduce-overhead"):
-        peer, run = torch_llama.training(batch_size=args.batch_size, mode=mode, **shape)
-        counts = model.n_params(), sum(p.numel() for p in peer.parameters())
+        peer = torch_llama.Llama(shape).to("cuda" if on_gpu else "cpu")
+        counts = model.n_params(), peer.n_params()
         assert counts[0] == counts[1], f"{counts} parameters: not the same model"
+        chosen = precision.resolve("auto", on_gpu=on_gpu)
+        training = torch_llama.Training(peer, precision=chosen, compile=True, mode=mode)
+        run = lambda n, training=training: training.run([batches[i % 4] for i in range(n)])
         run(3)
         runs.append(run)
     return runs
@@ -173,7 +182,7 @@ def main() -> None:
         torch_runs = []
         if args.torch:
             _, source, model, *_ = parts(args, size, 0)
-            torch_runs = torch_rounds(args, size, model, source.vocab_size)
+            torch_runs = torch_rounds(args, size, model, source)
         for n in args.members:
             try:
                 rows.append(measure(args, size, n, torch_runs))

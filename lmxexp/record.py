@@ -76,8 +76,16 @@ def command_line(argv: Sequence[str]) -> str:
     if not argv:
         return ""
     program = Path(argv[0])
-    start = ["python", "-m", program.parent.name] if program.name == "__main__.py" else [program.name]
+    start = ["python", "-m", _package(program.parent)] if program.name == "__main__.py" else [program.name]
     return shlex.join([*start, *argv[1:]])
+
+
+def _package(directory: Path) -> str:
+    """``lmxexp.bench`` for its directory."""
+    names = [directory.name]
+    while (directory / "__init__.py").exists() and ((directory := directory.parent) / "__init__.py").exists():
+        names.insert(0, directory.name)
+    return ".".join(names)
 
 
 @functools.cache  # a sweep's points start in one process

@@ -93,3 +93,12 @@ def test_home_is_not_named(monkeypatch):
         pytest.skip("no BLAS library has a path here")
     monkeypatch.setenv("HOME", os.path.dirname(path))
     assert environment_record([])["blas"]["path"] == "~/" + os.path.basename(path)
+
+
+def test_a_command_of_a_package_below_is_named_by_all_of_its_path(tmp_path):
+    below = tmp_path / "outer" / "inner"
+    below.mkdir(parents=True)
+    for package in (below, below.parent):
+        (package / "__init__.py").touch()
+    assert record.command_line([str(below / "__main__.py"), "a b"]) == "python -m outer.inner 'a b'"
+    assert record.command_line([str(below.parent / "__main__.py")]) == "python -m outer"

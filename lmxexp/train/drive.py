@@ -42,7 +42,7 @@ def alone(steps: Steps[T], trainer: Trainer | None = None) -> T:
     try:
         if trainer is None:
             trainer = next(steps)
-        compute = _Alone(trainer)
+        compute = Alone(trainer)
         del trainer  # or its model would stay beside that of a run that begins again
         while True:
             try:
@@ -50,14 +50,22 @@ def alone(steps: Steps[T], trainer: Trainer | None = None) -> T:
             except BaseException as error:
                 compute.forget()
                 # The run is told. It leaves word of how it ended, or begins again with smaller steps.
-                compute = _Alone(steps.throw(error))
+                compute = Alone(steps.throw(error))
                 continue
             steps.send(stepped)
     except StopIteration as end:
         return end.value
 
 
-class _Alone:
+class Alone:
+    """Computes the steps of one run on this process's device, each time it is called one.
+
+    While the device computes, the host makes the batch of the next step.
+
+    Args:
+        trainer: its ``step`` says which batch comes next; whoever calls counts it on.
+    """
+
     def __init__(self, trainer: Trainer):
         self._trainer = trainer
         self._step: TrainStep | None = None
