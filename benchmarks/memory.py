@@ -18,8 +18,8 @@ import numpy as np
 from lmxexp import device
 from lmxexp.build import build
 from lmxexp.interfaces import Batch
+from lmxexp.model.build import build_model
 from lmxexp.optim.build import optimizer_of
-from lmxexp.run import build_model
 from lmxexp.train import precision
 from lmxexp.train.memory import Ledger, with_parts
 from lmxexp.train.step import TrainStep

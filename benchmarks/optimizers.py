@@ -21,8 +21,8 @@ from lmxexp import device
 from lmxexp.build import build
 from lmxexp.cli import conf
 from lmxexp.interfaces import Batch
+from lmxexp.model.build import build_model
 from lmxexp.optim.build import groups_of, optimizer_of
-from lmxexp.run import build_model
 from lmxexp.train import precision
 from lmxexp.train.precision import cast
 

@@ -25,9 +25,10 @@ import mlx.core as mx
 
 from lmxexp import device
 from lmxexp.build import build
+from lmxexp.data.build import build_source
+from lmxexp.model.build import build_model
 from lmxexp.optim.build import build_optimizer
 from lmxexp.population.step import PopulationStep
-from lmxexp.run import build_model, build_source
 from lmxexp.train import precision
 from lmxexp.train.step import TrainStep
 

@@ -24,7 +24,9 @@ from lmxexp import blas  # noqa: E402 - the clock starts before MLX and all else
 
 if TYPE_CHECKING:
     from lmxexp.compose import compose
-    from lmxexp.run import build_model, load, run
+    from lmxexp.loaded import load
+    from lmxexp.model.build import build_model
+    from lmxexp.run import run
 
     __version__: str
 
@@ -37,7 +39,7 @@ os.environ.setdefault("MLX_ENABLE_TF32", "0")
 # A fast BLAS has to be in the process before mlx.core is, and every import of ours passes here first.
 blas.load()
 
-_HOME = {"compose": "lmxexp.compose", "build_model": "lmxexp.run", "load": "lmxexp.run", "run": "lmxexp.run"}
+_HOME = {"compose": "lmxexp.compose", "build_model": "lmxexp.model.build", "load": "lmxexp.loaded", "run": "lmxexp.run"}
 
 
 def __getattr__(name: str) -> Any:

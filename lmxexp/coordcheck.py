@@ -93,9 +93,10 @@ def _of_one(cfg: DictConfig, steps: int) -> dict[str, list[float]]:
     import mlx.core as mx
 
     from lmxexp.build import build
+    from lmxexp.data.build import build_source
+    from lmxexp.model.build import build_model
     from lmxexp.optim.build import optimizer_of
     from lmxexp.ramp.build import ramp_of
-    from lmxexp.run import build_model, build_source
     from lmxexp.train.step import TrainStep
 
     source = build_source(cfg)

@@ -98,12 +98,12 @@ def describe(cfg: DictConfig, vocab_size: int | None = None) -> Description:
         ConfigError: a setting that cannot work, as far as it shows before the data is read.
     """
     from lmxexp import counts
+    from lmxexp.build import build
     from lmxexp.cli.validate import check
     from lmxexp.model.language_model import lay_out
     from lmxexp.ops.trees import by_path
     from lmxexp.ramp.build import ramp_of
     from lmxexp.ramp.stages import say
-    from lmxexp.run import build
     from lmxexp.train.random_state import get_random_state, set_random_state
 
     check(cfg)
@@ -206,8 +206,8 @@ def _training(
     import mlx.core as mx
 
     from lmxexp import device
+    from lmxexp.build import build
     from lmxexp.optim.build import groups_of, optimizer_of
-    from lmxexp.run import build
     from lmxexp.train import precision
     from lmxexp.train.memory import Ledger, with_parts
 

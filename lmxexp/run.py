@@ -21,22 +21,21 @@ from lmxexp import blas, device, run_files
 from lmxexp.build import build
 from lmxexp.cli.branch import checkpoint_of
 from lmxexp.cli.validate import check
+from lmxexp.data.build import build_source
 from lmxexp.identity import SWEEP_NODES, identity
-from lmxexp.interfaces import ConfigError, Ramp, RunInfo, Source, Tokenizer
+from lmxexp.interfaces import ConfigError, Ramp, RunInfo, Source
 from lmxexp.logger.loggers import Loggers
+from lmxexp.model.build import build_model
 from lmxexp.model.language_model import LanguageModel
 from lmxexp.ops.trees import by_path
-from lmxexp.optim.averaging import averages, evaluated
 from lmxexp.optim.build import optimizer_of
 from lmxexp.profile import profile
 from lmxexp.ramp.build import ramp_of
 from lmxexp.ramp.stages import flops_in, say, steps_of, tokens_in
 from lmxexp.record import environment_record
-from lmxexp.tokenizer.load import load as load_tokenizer
 from lmxexp.train import checkpoint, precision
 from lmxexp.train.drive import Steps, alone
 from lmxexp.train.memory import Ledger, OutOfMemoryError, is_out_of_memory, let_go, out_of_memory, with_parts
-from lmxexp.train.snapshot import fill
 from lmxexp.train.trainer import DivergedError, Trainer
 
 _is_first = True
@@ -54,34 +53,6 @@ class RunResult:
     summary: dict[str, Any]
     signal: int | None = None
     """The signal that stopped it."""
-
-
-@dataclass(frozen=True)
-class LoadedRun:
-    """A finished or stopped run, read back."""
-
-    model: LanguageModel
-    tokenizer: Tokenizer | None
-    cfg: DictConfig
-    step: int
-
-
-def build_model(cfg: DictConfig, *, vocab_size: int) -> LanguageModel:
-    """The model that ``cfg`` describes, initialised from ``cfg.seed``.
-
-    Raises:
-        ConfigError: sizes or kinds that do not fit together.
-    """
-    cfg = copy.deepcopy(cfg)  # instantiate resolves interpolations in place
-    factory = build(cfg.model.net)
-    mx.random.seed(cfg.seed)
-    model = factory(vocab_size=vocab_size)
-    shared = {id(m): name for name, m in model.named_modules()}
-    if len(shared) != len(list(model.modules())):
-        raise ConfigError("model: one module instance stands in two places and would be tied: give it _partial_: true")
-    build(cfg.model.init)(model, mx.random.key(cfg.seed))
-    mx.eval(model.parameters())
-    return model
 
 
 def run(cfg: DictConfig, run_dir: str | Path | None = None, *, until: int | None = None) -> RunResult:
@@ -335,39 +306,6 @@ def _result(run_dir: Path, summary: dict[str, Any], signal: int | None = None) -
     return RunResult(run_dir, summary["status"], score if scored else math.inf, summary, signal)
 
 
-def load(run_dir: str | Path, which: str = "newest") -> LoadedRun:
-    """Model, tokenizer and configuration of a run; with the weights that its optimizer is judged by.
-
-    Args:
-        run_dir: the run's directory.
-        which: ``newest`` or ``best`` checkpoint.
-
-    Raises:
-        ConfigError: not a run, or no such checkpoint.
-    """
-    directory = Path(run_dir)
-    cfg = run_files.load_config(directory)
-    path = {"newest": checkpoint.newest, "best": checkpoint.best}[which](directory / "checkpoints")
-    if path is None:
-        raise ConfigError(f"{directory} has no {which} checkpoint: was the run stopped before its first?")
-    saved = checkpoint.read(path)
-    record = run_files.load_record(directory)
-    model = build_model(cfg, vocab_size=record["vocab_size"])
-    if record["precision"] == "bf16":
-        model.set_dtype(mx.bfloat16)
-    arrays = saved.load("model")
-    checkpoint.check_shapes(model.parameters(), arrays, f"{path}/model.safetensors")
-    model.load_weights(list(arrays.items()))
-    optimizer = optimizer_of(cfg)
-    if averages(optimizer):
-        optimizer.init(model.trainable_parameters())
-        fill(optimizer.state, saved.load("optimizer"))
-        model.update(evaluated(optimizer, model.trainable_parameters()))
-    model.eval()
-    tokenizer = directory / "tokenizer.json"
-    return LoadedRun(model, load_tokenizer(tokenizer) if tokenizer.exists() else None, cfg, saved.step)
-
-
 def _finished(saved: checkpoint.Checkpoint, cfg: DictConfig, run_dir: Path, until: int | None) -> RunResult | None:
     """The result of a run of which nothing is left to do, or None."""
     if saved.step > cfg.train.steps:
@@ -382,10 +320,6 @@ def _finished(saved: checkpoint.Checkpoint, cfg: DictConfig, run_dir: Path, unti
         return None
     print(f"{run_dir} is finished: {saved.step} steps of train.steps={cfg.train.steps}. A larger train.steps goes on.")
     return _result(run_dir, content)
-
-
-def build_source(cfg: DictConfig) -> Source:
-    return build(cfg.data)(tokenizer=build(cfg.tokenizer))
 
 
 def _check_same_data(before: dict[str, Any], source: Source, origin: str) -> None:

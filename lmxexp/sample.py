@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _sample(args: argparse.Namespace) -> None:
     from lmxexp.generate import generate
-    from lmxexp.run import load
+    from lmxexp.loaded import load
 
     run = load(args.run_dir, args.checkpoint)
     if run.tokenizer is None:

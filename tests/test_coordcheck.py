@@ -10,7 +10,7 @@ import pytest
 import lmxexp
 from lmxexp import coordcheck
 from lmxexp.interfaces import ConfigError
-from lmxexp.run import build_model
+from lmxexp.model.build import build_model
 from tests.end_to_end.processes import small
 from tests.pythonpath import PYTHONPATH
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from lmxexp import build_model, compose
+from lmxexp.build import build
 from lmxexp.counts import layout, total
 from lmxexp.describe import describe
 from lmxexp.interfaces import Batch, ConfigError
 from lmxexp.optim.build import build_optimizer
-from lmxexp.run import build
 from lmxexp.train.step import TrainStep
 from tests.contracts.small_models import PRESETS, VOCAB, small_config
 from tests.end_to_end.processes import lmxexp

@@ -16,10 +16,10 @@ from lmxexp.bench.measure import Contestant
 from lmxexp.build import build
 from lmxexp.interfaces import Batch, ConfigError, Tokenizer
 from lmxexp.logger.loggers import Loggers
+from lmxexp.model.build import build_model
 from lmxexp.ops.trees import by_path, number
 from lmxexp.optim.build import optimizer_of
 from lmxexp.ramp.build import ramp_of
-from lmxexp.run import build_model
 from lmxexp.train import precision
 from lmxexp.train.drive import Alone
 from lmxexp.train.memory import Ledger, with_parts

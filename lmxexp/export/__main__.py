@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _export(args: argparse.Namespace) -> None:
     from lmxexp.export import export
-    from lmxexp.run import load
+    from lmxexp.loaded import load
 
     run = load(args.run_dir, args.checkpoint)
     name = export(run.model, run.cfg, args.out_dir, None if args.no_tokenizer else run.tokenizer)

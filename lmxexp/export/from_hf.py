@@ -7,13 +7,13 @@ from typing import Any
 
 import mlx.core as mx
 
+from lmxexp.build import build
 from lmxexp.compose import compose
 from lmxexp.export.family import InexpressibleError, Tie, usual_name
 from lmxexp.export.write import family_names, load_family, model_type_of
 from lmxexp.interfaces import ConfigError
 from lmxexp.model.language_model import LanguageModel
 from lmxexp.ops.trees import by_path
-from lmxexp.run import build
 
 _BUFFERS = r"rotary_emb\.inv_freq$"
 """Names in older checkpoints, of all families, that are no weights."""

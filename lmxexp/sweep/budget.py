@@ -93,8 +93,8 @@ class Budgets:
 
     def vocabulary(self, cfg: DictConfig) -> int:
         """The vocabulary that the run will have. Reads the data where nothing else tells."""
+        from lmxexp.data.build import build_source
         from lmxexp.describe import vocabulary
-        from lmxexp.run import build_source
 
         size, source = vocabulary(cfg)
         if not source.startswith("assumed") and not source.endswith("at most"):
@@ -109,7 +109,7 @@ class Budgets:
 
     def _model(self, cfg: DictConfig, keep: bool) -> LanguageModel:
         """The model with no weight made: MLX computes an array once it is looked at."""
-        from lmxexp.run import build
+        from lmxexp.build import build
         from lmxexp.train.random_state import get_random_state, set_random_state
 
         vocab_size = self.vocabulary(cfg)

@@ -82,7 +82,7 @@ class Preparation:
 
     def _source(self, cfg: DictConfig, config: dict[str, Any]) -> tuple[str, int]:
         """Fingerprint and vocabulary."""
-        from lmxexp.run import build_source
+        from lmxexp.data.build import build_source
 
         key = json.dumps([config["data"], config["tokenizer"]], sort_keys=True, default=str)
         if key not in self._sources:

@@ -12,10 +12,11 @@ import mlx.core as mx
 import numpy as np
 
 from lmxexp import device
+from lmxexp.build import build
 from lmxexp.interfaces import Batch, Stage
+from lmxexp.model.build import build_model
 from lmxexp.optim.build import optimizer_of
 from lmxexp.ramp.build import ramp_of
-from lmxexp.run import build, build_model
 from lmxexp.train import precision
 from lmxexp.train.memory import Ledger, with_parts
 from lmxexp.train.random_state import get_random_state, set_random_state

@@ -6,8 +6,8 @@ import pytest
 
 from lmxexp.bench import peers, suite
 from lmxexp.bench.own import OwnStep, RandomTokens
+from lmxexp.model.build import build_model
 from lmxexp.optim.build import optimizer_of
-from lmxexp.run import build_model
 from lmxexp.train.step import TrainStep
 from tests.bench.small import small
 

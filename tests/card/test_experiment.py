@@ -7,7 +7,7 @@ import pytest
 import lmxexp
 from lmxexp.card.read import TASKS, read
 from lmxexp.cli.validate import check
-from lmxexp.run import build_source
+from lmxexp.data.build import build_source
 
 CONF = Path(__file__).parents[2] / "conf"
 

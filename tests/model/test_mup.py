@@ -13,11 +13,11 @@ import lmxexp
 from lmxexp.build import build
 from lmxexp.cli import conf
 from lmxexp.interfaces import ConfigError
+from lmxexp.model.build import build_model
 from lmxexp.ops.trees import by_path
 from lmxexp.optim.adam import Adam
 from lmxexp.optim.build import leaf_optimizers, optimizer_of
 from lmxexp.optim.full_precision import RateFactors
-from lmxexp.run import build_model
 
 SMALL = ["model.n_layers=4", "model.n_heads=2", "model.n_kv_heads=1"]
 MUP = ["init=mup", "model.init.base_width=16", "model.init.base_head_dim=8"]

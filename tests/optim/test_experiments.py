@@ -11,7 +11,7 @@ import yaml
 import lmxexp
 from lmxexp.cli.conf import conf_dir, kinds
 from lmxexp.counts import by_layer
-from lmxexp.run import build_model
+from lmxexp.model.build import build_model
 
 CONF = Path(conf_dir()) / "experiment"
 TEXT = "to be or not to be, that is the question: " * 400

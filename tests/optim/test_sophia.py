@@ -10,12 +10,12 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 import lmxexp
 from lmxexp.interfaces import Batch, ConfigError
+from lmxexp.model.build import build_model
 from lmxexp.ops.trees import by_path
 from lmxexp.optim import curvature
 from lmxexp.optim.build import optimizer_of
 from lmxexp.optim.sophia import Sophia
 from lmxexp.population.settings import NotMappable
-from lmxexp.run import build_model
 from lmxexp.train.random_state import set_random_state
 from lmxexp.train.step import TrainStep
 from tests.optim.toy_problem import MAX_NORM, STEPS, assert_same, factor, gradient, start, to_flat, to_tree

@@ -8,11 +8,12 @@ import pytest
 
 import lmxexp
 from lmxexp.build import build
+from lmxexp.data.build import build_source
+from lmxexp.model.build import build_model
 from lmxexp.ops.trees import by_path
 from lmxexp.optim.build import build_optimizer
 from lmxexp.population.settings import NotMappable
 from lmxexp.population.step import PopulationStep
-from lmxexp.run import build_model, build_source
 from lmxexp.train.random_state import STATE, set_random_state
 from lmxexp.train.sentinel import RetraceError
 from lmxexp.train.step import TrainStep

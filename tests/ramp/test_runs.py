@@ -14,11 +14,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from lmxexp import compose, run
+from lmxexp.build import build
 from lmxexp.callback.throughput import Throughput
+from lmxexp.data.build import build_source
 from lmxexp.describe import describe
 from lmxexp.identity import identity
 from lmxexp.interfaces import ConfigError, Stage
-from lmxexp.run import build, build_source
 from lmxexp.sweep import step_time
 from lmxexp.sweep.budget import Budgets
 from lmxexp.sweep.match import Candidate, Match, solve

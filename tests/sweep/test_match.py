@@ -12,9 +12,9 @@ import yaml
 from omegaconf import OmegaConf
 
 from lmxexp import build_model, compose
+from lmxexp.build import build
 from lmxexp.describe import describe
 from lmxexp.interfaces import ConfigError, Stage
-from lmxexp.run import build
 from lmxexp.sweep import step_time
 from lmxexp.sweep.adjust import FITTING
 from lmxexp.sweep.budget import Budgets, same_budget

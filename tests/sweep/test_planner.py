@@ -8,9 +8,11 @@ import mlx.core as mx
 import pytest
 from omegaconf import OmegaConf
 
+from lmxexp.data.build import build_source
 from lmxexp.identity import identity
 from lmxexp.interfaces import ConfigError
-from lmxexp.run import build_model, build_source, run
+from lmxexp.model.build import build_model
+from lmxexp.run import run
 from lmxexp.sweep import match
 from tests.end_to_end.processes import small
 from tests.sweep.planning import sweep

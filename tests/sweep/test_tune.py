@@ -6,9 +6,9 @@ import itertools
 import pytest
 
 from lmxexp import compose
+from lmxexp.build import build
 from lmxexp.cli.validate import check
 from lmxexp.interfaces import ConfigError
-from lmxexp.run import build
 from lmxexp.sweep.tune import Tune, bracket, expand
 
 LR = "optim.learning_rate"

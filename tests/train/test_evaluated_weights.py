@@ -4,8 +4,8 @@ import mlx.core as mx
 
 import lmxexp
 from lmxexp.build import build
+from lmxexp.data.build import build_source
 from lmxexp.ops.trees import by_path
-from lmxexp.run import build_source
 from lmxexp.train import checkpoint
 from lmxexp.train.evaluator import Evaluator
 from tests.end_to_end.processes import assert_same_run, small

@@ -15,10 +15,12 @@ import pytest
 import lmxexp
 from lmxexp import device
 from lmxexp.build import build
+from lmxexp.data.build import build_source
 from lmxexp.interfaces import ConfigError
 from lmxexp.loss.cross_entropy import CrossEntropy
+from lmxexp.model.build import build_model
 from lmxexp.optim.build import optimizer_of
-from lmxexp.run import build_model, build_source, run
+from lmxexp.run import run
 from lmxexp.train import checkpoint
 from lmxexp.train.evaluator import Evaluator
 from lmxexp.train.memory import (

@@ -10,8 +10,8 @@ import pytest
 from omegaconf import open_dict
 
 from lmxexp import compose, run
+from lmxexp.loaded import load
 from lmxexp.logger.jsonl import read_metrics
-from lmxexp.run import load
 from lmxexp.train import checkpoint
 from lmxexp.train.evaluator import Evaluator
 from lmxexp.train.trainer import Trainer
