@@ -17,7 +17,7 @@ import mlx.core as mx
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 import lmxexp
-from lmxexp import blas, device, kernels, run_files
+from lmxexp import blas, device, on_cpu, run_files
 from lmxexp.build import build
 from lmxexp.cli.branch import checkpoint_of
 from lmxexp.cli.validate import check
@@ -109,7 +109,7 @@ def steps_in_parts(
         cfg = copy.deepcopy(cfg)  # instantiate resolves interpolations in place
         _leave_out_the_sweep(cfg)
     unresolved = run_files.to_yaml(cfg)
-    kernels.precompile_header()
+    on_cpu.prepare()
     if (warning := blas.warning()) is not None:
         print(warning, file=sys.stderr)
     directory = Path(cfg.resume or run_dir or run_files.new_run_dir(cfg))

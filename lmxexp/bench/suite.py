@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lmxexp import blas, device
+from lmxexp import blas, device, on_cpu
 from lmxexp.bench import measure, peers
 from lmxexp.bench.cases import Case
 from lmxexp.bench.measure import Contestant, Spread, Timed, reason
@@ -43,6 +43,7 @@ def run(
     for peer in peer_names:
         if peer not in found:
             report.remarks.append(f"{peer}: not installed")
+    on_cpu.prepare()
     _measure_peaks(report, cases, say)
     for case in cases:
         say(case.name)

@@ -6,6 +6,8 @@ from typing import Literal
 import mlx.core as mx
 import mlx.nn as nn
 
+from lmxexp.ops.exp import silu
+
 Activation = Literal["gelu", "gelu_tanh", "relu", "relu2", "silu"]
 
 _BY_NAME: dict[str, Callable[[mx.array], mx.array]] = {
@@ -13,7 +15,7 @@ _BY_NAME: dict[str, Callable[[mx.array], mx.array]] = {
     "gelu_tanh": nn.gelu_approx,
     "relu": nn.relu,
     "relu2": nn.relu2,  # So et al. 2021, "Primer"
-    "silu": nn.silu,
+    "silu": silu,
 }
 
 

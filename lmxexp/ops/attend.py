@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
+from lmxexp.ops import exp
+
 
 def attend(
     q: mx.array,
@@ -20,7 +22,8 @@ def attend(
     """Softmax attention; causal where no mask is given.
 
     The fused kernel does it unless the scores themselves are wanted (bias, softcap, sinks, dropout): then they are
-    computed plainly, in fp32 from the product on. (The fused kernel takes sinks, but has no gradient for them.)
+    computed plainly, in fp32 from the product on. (The fused kernel takes sinks, but has no gradient for them.) So are
+    few scores on a CPU, for which there is no such kernel, where MLX's softmax is slow.
 
     Args:
         scale: what the scores are multiplied by, usually ``head_dim ** -0.5``.
@@ -38,7 +41,9 @@ def attend(
 
     Source: Vaswani et al. 2017, "Attention Is All You Need", eq. 1.
     """
-    if bias is None and softcap is None and sinks is None and dropout == 0.0:
+    small = q.size // q.shape[-1] * k.shape[2] <= exp.LARGEST
+    fused = not (small and q.dtype == mx.float32 and exp.is_slow())
+    if fused and bias is None and softcap is None and sinks is None and dropout == 0.0:
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask="causal" if mask is None else mask)
     return _attend_plainly(q, k, v, scale=scale, mask=mask, bias=bias, softcap=softcap, sinks=sinks, dropout=dropout)
 
@@ -56,10 +61,10 @@ def _attend_plainly(q, k, v, *, scale, mask, bias, softcap, sinks, dropout):
         mask = causal_mask(L, S)
     scores = mx.where(mask if mask.ndim == 2 else mask[:, :, None], scores, -mx.inf)
     if sinks is None:
-        weights = mx.softmax(scores, axis=-1)
+        weights = exp.softmax(scores)
     else:
         sink = mx.broadcast_to(sinks.astype(mx.float32).reshape(K, H // K, 1, 1), (*scores.shape[:-1], 1))
-        weights = mx.softmax(mx.concatenate([scores, sink], axis=-1), axis=-1)[..., :-1]
+        weights = exp.softmax(mx.concatenate([scores, sink], axis=-1))[..., :-1]
     if dropout > 0.0:
         keep = mx.random.bernoulli(1.0 - dropout, weights.shape)
         weights = mx.where(keep, weights / (1.0 - dropout), 0.0)

@@ -22,7 +22,7 @@ from lmxexp.optim.full_precision import RateFactors
 SMALL = ["model.n_layers=4", "model.n_heads=2", "model.n_kv_heads=1"]
 MUP = ["init=mup", "model.init.base_width=16", "model.init.base_head_dim=8"]
 OF_NO_GIVEN_SIZE = {"adafactor", "kron", "lamb", "prodigy", "schedule_free_adamw", "schedule_free_sgd", "scion", "sgd"}
-OF_NO_GIVEN_SIZE |= {"shampoo", "signum", "soap"}
+OF_NO_GIVEN_SIZE |= {"shampoo", "soap", "sophia"}
 BATCH = mx.array(np.random.default_rng(0).integers(0, 24, (3, 10)))
 
 

@@ -17,6 +17,7 @@ from unittest import mock
 
 import mlx.core as mx
 
+from lmxexp.ops import exp
 from lmxexp.ops.own_gradient import without_own_gradients
 from lmxexp.ops.selective_scan import selective_scan
 from lmxexp.ops.short_conv import causal_conv
@@ -47,7 +48,10 @@ def _visible_pairs(function, tokens):
         found.append((mx.sum(x > MASKED).item(), x.shape[-1], x.size))
         return softmax(x, *args, **kwargs)
 
-    with mock.patch.object(mx, "softmax", note), mock.patch.object(mx.fast, "scaled_dot_product_attention", _plain):
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(exp, "is_slow", return_value=False))  # so that every softmax is MLX's
+        stack.enter_context(mock.patch.object(mx, "softmax", note))
+        stack.enter_context(mock.patch.object(mx.fast, "scaled_dot_product_attention", _plain))
         function(tokens)
     return found
 
@@ -73,6 +77,7 @@ def _trace(function, tokens):
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(mx, "softmax", mark))
         stack.enter_context(mock.patch.object(mx.fast, "scaled_dot_product_attention", _plain))
+        stack.enter_context(mock.patch.object(exp, "is_slow", return_value=False))
         stack.enter_context(without_own_gradients())  # MLX traces none; the forward pass is the same
         for noted in (causal_conv, selective_scan):
             _patch_everywhere(stack, noted, called[noted.__name__])

@@ -396,7 +396,7 @@ def test_memory_that_cannot_be_estimated(monkeypatch):
     def estimate(*args, **settings):
         raise ValueError("a primitive that is not traced")
 
-    monkeypatch.setattr("lmxexp.train.peak_memory.estimate", estimate)
+    monkeypatch.setattr("lmxexp.train.memory.estimate", estimate)
     with pytest.raises(
         ConfigError, match="match=memory: there is no estimate: a primitive that is not traced; match an"
     ):

@@ -11,7 +11,7 @@ from lmxexp.interfaces import ConfigError
 from lmxexp.sweep.prepare import Preparation, resolved
 from tests.end_to_end.processes import small
 
-run_module = importlib.import_module("lmxexp.run")
+source_module = importlib.import_module("lmxexp.data.build")
 build_module = importlib.import_module("lmxexp.build")
 
 
@@ -103,7 +103,7 @@ def test_random_numbers_stay_as_they_are(cfg):
 def counted(monkeypatch):
     """How often data was read and a model made."""
     calls = {"data": 0, "model": 0}
-    source, build = run_module.build_source, build_module.build
+    source, build = source_module.build_source, build_module.build
 
     def build_source(cfg):
         calls["data"] += 1
@@ -113,7 +113,7 @@ def counted(monkeypatch):
         calls["model"] += "pattern" in (node or {})
         return build(node)
 
-    monkeypatch.setattr(run_module, "build_source", build_source)
+    monkeypatch.setattr(source_module, "build_source", build_source)
     monkeypatch.setattr(build_module, "build", build_node)
     return calls
 
@@ -139,5 +139,5 @@ def test_tokens_are_in_the_cache_afterwards(cfg, tmp_path, monkeypatch):
     Preparation().identity(made)
     written = {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("*") if p.is_file()}
     assert written
-    run_module.build_source(made.copy())
+    source_module.build_source(made.copy())
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("*") if p.is_file()} == written

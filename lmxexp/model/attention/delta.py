@@ -9,6 +9,7 @@ from lmxexp.model.attention.head_width import head_width
 from lmxexp.model.recurrent_cache import RecurrentCache
 from lmxexp.ops.chunks import reset_at_documents
 from lmxexp.ops.delta_rule import delta_rule_flops, gated_delta_rule
+from lmxexp.ops.exp import sigmoid, silu
 from lmxexp.ops.l2_norm import l2_norm
 
 
@@ -82,8 +83,8 @@ class DeltaNet(nn.Module):
         conv, state = (cache.get("conv"), cache.get("state")) if cache else (None, None)
         qkv = mx.concatenate([self.q_proj(x), self.k_proj(x), self.v_proj(x)], axis=-1)
         qkv, conv = self.conv1d(qkv, conv, segment_ids)
-        q, k, v = nn.silu(qkv).reshape(B, L, 3, self.n_heads, self.head_dim).transpose(2, 0, 3, 1, 4)
-        beta = mx.sigmoid(self.b_proj(x).astype(mx.float32)).transpose(0, 2, 1)
+        q, k, v = silu(qkv).reshape(B, L, 3, self.n_heads, self.head_dim).transpose(2, 0, 3, 1, 4)
+        beta = sigmoid(self.b_proj(x).astype(mx.float32)).transpose(0, 2, 1)
         log_decay = reset_at_documents(self.decay(x) if self.decay is not None else None, segment_ids)
         y, state = gated_delta_rule(l2_norm(q) * self.scale, l2_norm(k), v, beta, log_decay, state, self.chunk)
         if cache is not None:

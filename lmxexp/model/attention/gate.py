@@ -3,6 +3,8 @@
 import mlx.core as mx
 import mlx.nn as nn
 
+from lmxexp.ops.exp import sigmoid
+
 
 class OutputGate(nn.Module):
     """``y * sigmoid(g_proj(x))``, element by element, before the output projection.
@@ -24,4 +26,4 @@ class OutputGate(nn.Module):
         self.g_proj = nn.Linear(d_model, width, bias=bias)
 
     def __call__(self, y: mx.array, x: mx.array) -> mx.array:
-        return y * mx.sigmoid(self.g_proj(x))
+        return y * sigmoid(self.g_proj(x))

@@ -10,6 +10,7 @@ from lmxexp.model.attention.step_size import log_spaced_steps
 from lmxexp.model.recurrent_cache import RecurrentCache
 from lmxexp.ops.chunks import reset_at_documents
 from lmxexp.ops.delta_rule import delta_rule_flops, gated_delta_rule
+from lmxexp.ops.exp import sigmoid, silu
 from lmxexp.ops.l2_norm import l2_norm
 
 
@@ -86,7 +87,7 @@ class GatedDeltaNet(nn.Module):
         qkv, z, beta, log_decay = self._project(x)
         qkv, conv = self.conv1d(qkv, conv, segment_ids)
         keys = self.n_key_heads * self.key_dim
-        q, k, v = mx.split(nn.silu(qkv), [keys, 2 * keys], axis=-1)
+        q, k, v = mx.split(silu(qkv), [keys, 2 * keys], axis=-1)
         q, k = (l2_norm(a.reshape(B, L, self.n_key_heads, self.key_dim)).transpose(0, 2, 1, 3) for a in (q, k))
         shared = self.n_heads // self.n_key_heads
         if shared > 1:
@@ -96,7 +97,7 @@ class GatedDeltaNet(nn.Module):
         y, state = gated_delta_rule(q * self.scale, k, v, beta, log_decay, state, self.chunk)
         if cache is not None:
             cache.update(L, conv=conv, state=state)
-        y = self.norm(y.transpose(0, 2, 1, 3)) * nn.silu(z)
+        y = self.norm(y.transpose(0, 2, 1, 3)) * silu(z)
         return self.out_proj(y.reshape(B, L, -1))
 
     def _project(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:
@@ -112,7 +113,7 @@ class GatedDeltaNet(nn.Module):
         b, a = (part.reshape(B, L, self.n_heads).transpose(0, 2, 1) for part in mx.split(ba, 2, axis=-1))
         pace = mx.exp(self.A_log.astype(mx.float32))[:, None]
         log_decay = -pace * nn.softplus(a + self.dt_bias.astype(mx.float32)[:, None])
-        return qkv, z.reshape(B, L, self.n_heads, self.value_dim), mx.sigmoid(b), log_decay
+        return qkv, z.reshape(B, L, self.n_heads, self.value_dim), sigmoid(b), log_decay
 
     def make_cache(self) -> RecurrentCache:
         return RecurrentCache()

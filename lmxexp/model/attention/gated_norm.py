@@ -3,6 +3,8 @@
 import mlx.core as mx
 import mlx.nn as nn
 
+from lmxexp.ops.exp import silu
+
 
 class GatedRMSNorm(nn.Module):
     """``rms_norm(y * silu(gate))``: gated first, then normalised in each group of channels by itself.
@@ -24,6 +26,6 @@ class GatedRMSNorm(nn.Module):
         self.weight = mx.ones((dims,))
 
     def __call__(self, y: mx.array, gate: mx.array) -> mx.array:
-        gated = y.astype(mx.float32) * nn.silu(gate.astype(mx.float32))
+        gated = y.astype(mx.float32) * silu(gate.astype(mx.float32))
         groups = gated.reshape(*y.shape[:-1], self.n_groups, y.shape[-1] // self.n_groups)
         return self.weight * mx.fast.rms_norm(groups, None, self.eps).reshape(y.shape).astype(y.dtype)

@@ -7,6 +7,8 @@ Each is made by ``factory(d_model=, n_heads=, head_dim=, bias=)``, head_dim bein
 import mlx.core as mx
 import mlx.nn as nn
 
+from lmxexp.ops.exp import sigmoid, silu
+
 
 class SiluGate(nn.Module):
     """``y * silu(g_proj(x))``.
@@ -25,7 +27,7 @@ class SiluGate(nn.Module):
         self.g_proj = nn.Linear(d_model, n_heads * head_dim, bias=bias)
 
     def __call__(self, y: mx.array, x: mx.array) -> mx.array:
-        return y * nn.silu(self.g_proj(x))
+        return y * silu(self.g_proj(x))
 
 
 class LowRankGate(nn.Module):
@@ -48,4 +50,4 @@ class LowRankGate(nn.Module):
         self.g_b_proj = nn.Linear(self.rank, n_heads * head_dim, bias=bias)
 
     def __call__(self, y: mx.array, x: mx.array) -> mx.array:
-        return y * mx.sigmoid(self.g_b_proj(self.g_a_proj(x)))
+        return y * sigmoid(self.g_b_proj(self.g_a_proj(x)))

@@ -9,6 +9,7 @@ from lmxexp.interfaces import ConfigError, Factory
 from lmxexp.model.attention.conv1d import DepthwiseConv1d
 from lmxexp.model.attention.step_size import log_spaced_steps
 from lmxexp.model.recurrent_cache import RecurrentCache
+from lmxexp.ops.exp import silu
 from lmxexp.ops.selective_scan import selective_scan, selective_scan_flops
 
 
@@ -90,7 +91,7 @@ class Mamba1(nn.Module):
         conv, state = (None, None) if cache is None else (cache.get("conv"), cache.get("state"))
         x, z = mx.split(self.in_proj(x), 2, axis=-1)
         x, conv = self.conv1d(x, conv, segment_ids)
-        x = nn.silu(x)
+        x = silu(x)
         dt, b, c = mx.split(self.x_proj(x), [self.dt_rank, self.dt_rank + self.d_state], axis=-1)
         if self.dt_layernorm is not None and self.b_layernorm is not None and self.c_layernorm is not None:
             dt, b, c = self.dt_layernorm(dt), self.b_layernorm(b), self.c_layernorm(c)
@@ -99,7 +100,7 @@ class Mamba1(nn.Module):
         y, state = selective_scan(x, dt, a, b, c, state, segment_ids, self.chunk)
         if cache is not None:
             cache.update(x.shape[1], conv=conv, state=state)
-        return self.out_proj((y + self.D * x) * nn.silu(z))
+        return self.out_proj((y + self.D * x) * silu(z))
 
     def make_cache(self) -> RecurrentCache:
         return RecurrentCache()

@@ -12,6 +12,7 @@ from lmxexp.model.attention.conv1d import DepthwiseConv1d
 from lmxexp.model.attention.step_size import log_spaced_steps
 from lmxexp.model.recurrent_cache import RecurrentCache
 from lmxexp.ops.chunks import reset_at_documents
+from lmxexp.ops.exp import silu
 from lmxexp.ops.ssd import ssd, ssd_flops
 
 
@@ -103,12 +104,12 @@ class Mamba2(nn.Module):
         conv, state = (None, None) if cache is None else (cache.get("conv"), cache.get("state"))
         z, xbc, dt = mx.split(self.in_proj(x), [self.d_inner, self.d_inner + self.conv1d.channels], axis=-1)
         xbc, conv = self.conv1d(xbc, conv, segment_ids)
-        x, b, c = mx.split(nn.silu(xbc), [self.d_inner, self.d_inner + self.n_groups * self.d_state], axis=-1)
+        x, b, c = mx.split(silu(xbc), [self.d_inner, self.d_inner + self.n_groups * self.d_state], axis=-1)
         y, state = self._recur(x, dt, b, c, state, segment_ids)
         if cache is not None:
             cache.update(L, conv=conv, state=state)
         y = y.reshape(B, L, self.d_inner)
-        return self.out_proj(y * nn.silu(z) if self.norm is None else self.norm(y, z))
+        return self.out_proj(y * silu(z) if self.norm is None else self.norm(y, z))
 
     def _recur(self, x, dt, b, c, state, segment_ids) -> tuple[mx.array, mx.array]:
         """The recurrence with step sizes and the skip around it: y ``(B, L, H, P)`` in the type of x, and the state."""

@@ -11,6 +11,7 @@ from lmxexp.model.attention.reach import Window
 from lmxexp.model.cache import KVCache
 from lmxexp.ops.attend import attend, causal_mask
 from lmxexp.ops.block_selection import attend_to_blocks, document_starts, select_blocks
+from lmxexp.ops.exp import sigmoid
 
 
 class NativeSparseAttention(nn.Module):
@@ -117,7 +118,7 @@ class NativeSparseAttention(nn.Module):
         compressed, importance = self._compressed(q, keys[0], values[0], begins)
         selected = self._selected(turned, keys[1], values[1], importance, begins)
         near = self._near(turned, keys[2], values[2], segment_ids)
-        gates = mx.sigmoid(self.g_proj(x)).reshape(B, L, self.n_heads, 3).swapaxes(1, 2)
+        gates = sigmoid(self.g_proj(x)).reshape(B, L, self.n_heads, 3).swapaxes(1, 2)
         y = gates[..., 0:1] * compressed + gates[..., 1:2] * selected + gates[..., 2:3] * near
         return self.o_proj(y.swapaxes(1, 2).reshape(B, L, -1))
 

@@ -11,6 +11,7 @@ from lmxexp.model.recurrent_cache import RecurrentCache
 from lmxexp.ops.chunks import reset_at_documents
 from lmxexp.ops.documents import starts
 from lmxexp.ops.dplr import dplr, dplr_flops
+from lmxexp.ops.exp import sigmoid
 from lmxexp.ops.l2_norm import l2_norm
 from lmxexp.ops.token_shift import token_shift
 
@@ -98,7 +99,7 @@ class RWKV7(nn.Module):
         self.a_lora = LowRank(d_model, a_rank or _rank(1.8 * d_model**0.5), width, None, start.rate)
         if layer_idx > 0:
             self.v_lora = LowRank(d_model, v_rank or _rank(1.3 * d_model**0.5), width, None, 0.73 - 0.4 * start.line)
-        self.g_lora = LowRank(d_model, gate_rank or _rank(0.6 * d_model**0.8), width, mx.sigmoid, None)
+        self.g_lora = LowRank(d_model, gate_rank or _rank(0.6 * d_model**0.8), width, sigmoid, None)
         self.g_norm = GroupNorm(n_heads, head_dim, eps, ((depth + 1) / n_layers) ** 0.7)
 
     def __call__(
@@ -116,8 +117,8 @@ class RWKV7(nn.Module):
         mixed = lambda share: x + difference * share
         r, k = self.r_proj(mixed(self.x_r)), self.k_proj(mixed(self.x_k))
         v = self._values(mixed(self.x_v), shared)
-        log_w = -_STRONGEST * mx.sigmoid(self.w_lora(mixed(self.x_w)).astype(mx.float32))
-        rate = mx.sigmoid(self.a_lora(mixed(self.x_a)).astype(mx.float32)).astype(x.dtype)
+        log_w = -_STRONGEST * sigmoid(self.w_lora(mixed(self.x_w)).astype(mx.float32))
+        rate = sigmoid(self.a_lora(mixed(self.x_a)).astype(mx.float32)).astype(x.dtype)
         gate = self.g_lora(mixed(self.x_g))
 
         kappa = l2_norm(self._heads(k * self.k_k), eps=1e-14)  # no more than keeps a zero from being divided by itself
@@ -143,7 +144,7 @@ class RWKV7(nn.Module):
         if shared is None:
             return v
         first = shared.setdefault("rwkv7_first_values", v)
-        return v + (first - v) * mx.sigmoid(self.v_lora(x)) if "v_lora" in self else v
+        return v + (first - v) * sigmoid(self.v_lora(x)) if "v_lora" in self else v
 
     def _heads(self, x: mx.array) -> mx.array:
         """``(B, L, H C) -> (B, H, L, C)``."""

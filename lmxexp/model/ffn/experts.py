@@ -8,6 +8,7 @@ from lmxexp.model.ffn.glu import gated_width
 from lmxexp.ops.activation import Activation
 from lmxexp.ops.activation import activation as activation_by_name
 from lmxexp.ops.embed import embed
+from lmxexp.ops.exp import sigmoid
 from lmxexp.ops.experts import grouped_matmul
 
 
@@ -128,7 +129,7 @@ class ClampedExperts(nn.Module):
     def __call__(self, rows: mx.array, experts: mx.array) -> mx.array:
         gate = mx.minimum(self.gate_proj(rows, experts), self.limit)
         up = mx.clip(self.up_proj(rows, experts), -self.limit, self.limit)
-        return self.down_proj((up + 1.0) * gate * mx.sigmoid(self.alpha * gate), experts)
+        return self.down_proj((up + 1.0) * gate * sigmoid(self.alpha * gate), experts)
 
 
 class PlainExperts(nn.Module):

@@ -6,6 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from lmxexp.interfaces import Aux, ConfigError
+from lmxexp.ops.exp import sigmoid
 from lmxexp.ops.route import limit_groups, top_k
 from lmxexp.ops.sort_rows import sort_rows
 
@@ -150,7 +151,7 @@ class SigmoidRouter(SoftmaxRouter):
 
     def __call__(self, x: mx.array) -> Routing:
         logits = _logits(self.gate, x)
-        scores = mx.sigmoid(logits)
+        scores = sigmoid(logits)
         indices = self._choose(scores if self.bias_rate is None else scores + self.e_score_correction_bias)
         return Routing(
             indices, self._weigh(scores, indices), scores / (scores.sum(axis=-1, keepdims=True) + 1e-20), logits

@@ -6,6 +6,7 @@ import mlx.nn as nn
 from lmxexp.interfaces import Aux
 from lmxexp.model.ffn.glu import GatedLinearUnit
 from lmxexp.ops.activation import Activation
+from lmxexp.ops.exp import sigmoid
 
 
 class GatedSharedExpert(GatedLinearUnit):
@@ -32,4 +33,4 @@ class GatedSharedExpert(GatedLinearUnit):
 
     def __call__(self, x: mx.array) -> tuple[mx.array, Aux]:
         y, aux = super().__call__(x)
-        return y * mx.sigmoid(self.shared_expert_gate(x)), aux
+        return y * sigmoid(self.shared_expert_gate(x)), aux
