@@ -110,7 +110,7 @@ class Slow(GroupedQueryAttention):
     """Computes its queries over and over."""
 
     def __call__(self, x, **kwargs):
-        for _ in range(40):
+        for _ in range(80):
             x = x + 1e-3 * mx.tanh(self.q_proj(x))
         return super().__call__(x, **kwargs)
 
@@ -123,7 +123,7 @@ def test_a_slow_part_is_seen_in_its_row(go):
     ratio = lambda part, before, after: slow[part, after]["ms"] / usual[part, before]["ms"]
     assert ratio("mixer", "GroupedQueryAttention", "Slow") > 4
     assert ratio("ffn", "GatedLinearUnit", "GatedLinearUnit") < 3
-    assert slow["mixer", "Slow"]["share"] > 0.6
+    assert slow["mixer", "Slow"]["share"] > max(0.5, 1.2 * usual["mixer", "GroupedQueryAttention"]["share"])
 
 
 class Peeking(CrossEntropy):
