@@ -67,7 +67,7 @@ def measure(overrides: list[str], vocab_size: int) -> dict[str, float]:
     optimizer = optimizer_of(cfg)
     optimizer.init(model.trainable_parameters())
     mx.eval(model.state, optimizer.state)
-    loss, compute_dtype = build(cfg.loss), precision.DTYPES[chosen] if chosen == "mixed" else None
+    loss, compute_dtype = build(cfg.loss), precision.compute_dtype(chosen)
     ledger = Ledger(model, optimizer, loss, settings, compute_dtype)
     settings = with_parts(settings, ledger)
     estimate = ledger.of(settings.parts)

@@ -50,7 +50,7 @@ def gradient_of(args: argparse.Namespace, model: Any, cfg: Any) -> Callable[[], 
     batch = Batch(inputs=tokens[:, :-1], targets=tokens[:, 1:])
     loss = build(cfg.loss)
     chosen = precision.resolve(cfg.train.precision, on_gpu=device.is_gpu())
-    dtype = precision.DTYPES[chosen] if chosen == "mixed" else None
+    dtype = precision.compute_dtype(chosen)
 
     def loss_of(parameters: Any) -> mx.array:
         model.update(parameters if dtype is None else cast(parameters, dtype))

@@ -64,7 +64,7 @@ def parts(args: argparse.Namespace, size: str, seed: int):
     optimizer = build_optimizer(build(cfg.optim), build(cfg.schedule))
     optimizer.init(model.trainable_parameters())
     chosen = precision.resolve(cfg.train.precision, on_gpu=device.is_gpu())
-    kept = {"compute_dtype": precision.DTYPES[chosen] if chosen == "mixed" else None}
+    kept = {"compute_dtype": precision.compute_dtype(chosen)}
     return cfg, source, model, optimizer, build(cfg.loss), {**kept, "max_grad_norm": cfg.train.max_grad_norm}
 
 

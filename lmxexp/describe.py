@@ -226,7 +226,7 @@ def _training(
         for group in groups_of(optimizer, model.trainable_parameters())
     ]
     try:
-        ledger = Ledger(model, optimizer, build(cfg.loss), settings, mx.bfloat16 if chosen == "mixed" else None)
+        ledger = Ledger(model, optimizer, build(cfg.loss), settings, precision.compute_dtype(chosen))
         memory = ledger.of(with_parts(settings, ledger).parts)
     except ValueError as error:  # a primitive that MLX cannot trace
         return chosen, parts, None, str(error)

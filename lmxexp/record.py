@@ -35,7 +35,7 @@ def environment_record(argv: Sequence[str]) -> dict[str, Any]:
     return {
         "command": command_line(argv),
         "git": git_state(Path.cwd()),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: version_of(name) for name in PACKAGES},
         "device": device.device_info(),
         "blas": blas_facts,
     }
@@ -89,7 +89,8 @@ def _package(directory: Path) -> str:
 
 
 @functools.cache  # a sweep's points start in one process
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """Of an installed package; None: it is not."""
     try:
         return version(package)
     except PackageNotFoundError:

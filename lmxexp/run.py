@@ -140,7 +140,7 @@ def steps_in_parts(
     optimizer = optimizer_of(cfg)
     optimizer.init(model.trainable_parameters())
     loss = build(cfg.loss)
-    ledger = Ledger(model, optimizer, loss, settings, mx.bfloat16 if chosen_precision == "mixed" else None)
+    ledger = Ledger(model, optimizer, loss, settings, precision.compute_dtype(chosen_precision))
     adapts = settings.n_micro == "auto"
     settings = with_parts(settings, ledger, known=before.get("n_micro") if at_least == 1 else None, at_least=at_least)
     peak_gflops = _peak_gflops(chosen_precision)

@@ -52,7 +52,7 @@ def _bench(args: argparse.Namespace) -> int:
     from lmxexp import blas, device
     from lmxexp.bench import report, suite
     from lmxexp.bench.cases import ON_CPU, ON_GPU, cases_of
-    from lmxexp.record import environment_record
+    from lmxexp.record import environment_record, version_of
 
     n_steps = args.steps if args.steps is not None else (ON_GPU if device.is_gpu() else ON_CPU)["steps"]
     peer_names = _peers(args.peers)
@@ -79,7 +79,7 @@ def _bench(args: argparse.Namespace) -> int:
         date=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         command=around["command"],
         machine={**around["device"], "os": platform.system()},  # its release may name a company's build
-        packages={name: around["packages"][name] for name in ("lmxexp", "mlx", "numpy")} | _versions(peer_names),
+        packages={name: version_of(name.replace("_", "-")) for name in ("lmxexp", "mlx", "numpy", *peer_names)},
         blas={key: around["blas"][key] for key in ("kind", "version", "threads")},
         git=around["git"],
     )
@@ -121,18 +121,6 @@ def _check_counts(counts: dict[str, int | None]) -> None:
     problems = [f"--{name}={n} must be at least 1" for name, n in counts.items() if n is not None and n < 1]
     if problems:
         refuse(problems)
-
-
-def _versions(peer_names: list[str]) -> dict[str, str | None]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    found: dict[str, str | None] = {}
-    for name in peer_names:
-        try:
-            found[name] = version(name.replace("_", "-"))
-        except PackageNotFoundError:
-            found[name] = None
-    return found
 
 
 if __name__ == "__main__":

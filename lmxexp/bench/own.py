@@ -88,7 +88,7 @@ class OwnStep(Contestant):
             self.model.set_dtype(mx.bfloat16)
         self.optimizer = optimizer_of(cfg)
         self.optimizer.init(self.model.trainable_parameters())
-        compute_dtype = precision.DTYPES[self.precision] if self.precision == "mixed" else None
+        compute_dtype = precision.compute_dtype(self.precision)
         ledger = Ledger(self.model, self.optimizer, self._loss, self.settings, compute_dtype)
         self.settings = with_parts(self.settings, ledger)
         self._trainer = Trainer(

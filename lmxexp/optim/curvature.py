@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import mlx.core as mx
 from mlx.optimizers import MultiOptimizer, Optimizer
@@ -34,8 +34,8 @@ class Curvature(Protocol):
         ...
 
 
-def curved(optimizer: Optimizer) -> Optimizer | None:
-    """The first of an optimizer's groups that estimates the curvature, whose step is counted; None: none does.
+def curved(optimizer: Optimizer) -> Any:
+    """The first of an optimizer's groups that estimates the curvature, a `Curvature`; None: none does.
 
     Raises:
         ConfigError: two groups do, at different steps.
@@ -49,9 +49,9 @@ def curved(optimizer: Optimizer) -> Optimizer | None:
     return found[0] if found else None
 
 
-def is_due(leaf: Optimizer) -> bool:
-    """Whether the step that comes next begins with an estimate. Reads the count of steps from the device."""
-    return isinstance(leaf, Curvature) and number(leaf.state["step"]) % leaf.estimate_every == 0
+def is_due(leaf: Curvature, n_steps: mx.array) -> bool:
+    """Whether the step that comes after ``n_steps`` begins with an estimate. Reads the count from the device."""
+    return number(n_steps) % leaf.estimate_every == 0
 
 
 def observe(optimizer: Optimizer, gradient: dict, n_targets: mx.array) -> None:

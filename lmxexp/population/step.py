@@ -144,10 +144,9 @@ class PopulationStep:
         parameters, optimizer = ({k: a[i] for k, a in self.state[name].items()} for name in ("parameters", "optimizer"))
         return parameters, optimizer, self.state["keys"][i]
 
-    def _estimate_is_due(self, leaf: Optimizer) -> bool:
+    def _estimate_is_due(self, leaf: Any) -> bool:
         place = next(i for i, of_all in enumerate(self._leaves) if of_all is leaf)
-        leaf.state["step"] = mx.max(_steps(self.state["optimizer"])[place])  # but for those that are frozen
-        return curvature.is_due(leaf)
+        return curvature.is_due(leaf, mx.max(_steps(self.state["optimizer"])[place]))  # but for those that are frozen
 
     @staticmethod
     def load(model: LanguageModel, parameters: Arrays) -> None:
@@ -305,12 +304,12 @@ def _schedules(optimizers: Sequence[Optimizer]) -> list[dict[str, list[Callable[
     ]
 
 
-def _curved(optimizers: Sequence[Optimizer]) -> Optimizer | None:
-    """The first member's `lmxexp.optim.curvature.curved`."""
-    found = [leaf for optimizer in optimizers if isinstance(leaf := curvature.curved(optimizer), curvature.Curvature)]
+def _curved(optimizers: Sequence[Optimizer]) -> Any:
+    """The first member's `lmxexp.optim.curvature.curved`; all estimate at the same steps."""
+    found = [leaf for optimizer in optimizers if (leaf := curvature.curved(optimizer)) is not None]
     if len(every := sorted({leaf.estimate_every for leaf in found})) > 1:
         raise NotMappable(f"optim.estimate_every is {', '.join(map(str, every))}: one step cannot be all of these")
-    return curvature.curved(optimizers[0])
+    return found[0] if found else None
 
 
 def _steps(state: Arrays) -> list[mx.array]:

@@ -19,8 +19,7 @@ from lmxexp.population.settings import NotMappable
 from lmxexp.population.step import PopulationStep
 from lmxexp.train import checkpoint
 from lmxexp.train.drive import Stepped, Steps, alone
-from lmxexp.train.memory import is_out_of_memory
-from lmxexp.train.peak_memory import estimate
+from lmxexp.train.memory import Ledger, is_out_of_memory
 from lmxexp.train.random_state import STATE, get_random_state, set_random_state
 from lmxexp.train.snapshot import fill
 from lmxexp.train.trainer import Trainer
@@ -145,18 +144,9 @@ def _train(population: Population) -> None:
 
 def _size_within(memory_gb: float, trainer: Trainer) -> int:
     """Members whose steps are estimated to fit; one at least."""
-    settings = trainer.settings
+    ledger = Ledger(trainer.model, trainer.optimizer, trainer.loss, trainer.settings, trainer.compute_dtype)
     try:
-        step = estimate(
-            trainer.model,
-            trainer.optimizer,
-            trainer.loss,
-            batch_size=settings.batch_size,
-            seq_len=settings.seq_len,
-            n_micro=settings.parts,
-            compute_dtype=trainer.compute_dtype,
-            fused_attention=device.is_gpu(),
-        )
+        step = ledger.of(trainer.settings.parts)
     except ValueError:  # what MLX cannot trace is left to be found out
         return sys.maxsize
     # Beside the step: the state before it, kept for when it fails, and in the first one the members' own arrays.

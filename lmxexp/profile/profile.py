@@ -14,6 +14,7 @@ from lmxexp.profile.capture import capture
 from lmxexp.profile.clock import PartClock
 from lmxexp.profile.part import Part
 from lmxexp.profile.result import Profile, Row
+from lmxexp.ramp.stages import stage_of
 from lmxexp.run_files import write_json
 from lmxexp.train.snapshot import Snapshot
 
@@ -79,8 +80,8 @@ def measure(trainer: Trainer, info: RunInfo) -> Profile:
 
 def _timed(trainer: Trainer, clock: PartClock, parts: list[Part], other: dict[str, str]) -> list[Row]:
     """The parts' rows; ``other`` is told of those that cannot be timed."""
-    batch_size, seq_len = trainer.batch(trainer.step).inputs.shape
-    flops, n_micro = _flops(trainer, seq_len), rest.parts(trainer)
+    stage = stage_of(trainer.ramp.stages, trainer.step)
+    flops, n_micro = _flops(trainer, stage.seq_len), rest.parts(trainer)
     rows = []
     for part in parts:
         try:
@@ -97,7 +98,7 @@ def _timed(trainer: Trainer, clock: PartClock, parts: list[Part], other: dict[st
                 calls,
                 1e3 * calls * forward,
                 1e3 * calls * backward,
-                forward_flops=flops(part) * batch_size * seq_len,
+                forward_flops=flops(part) * stage.tokens,
             )
         )
     return rows
@@ -124,18 +125,18 @@ def _flops(trainer: Trainer, seq_len: int) -> Callable[[Part], int]:
 
 def _about(trainer: Trainer, info: RunInfo) -> dict[str, Any]:
     machine = device.device_info()
-    batch_size, seq_len = trainer.batch(trainer.step).inputs.shape
-    per_token = trainer.model.flops_per_token(seq_len) // 3
+    stage = stage_of(trainer.ramp.stages, trainer.step)
+    per_token = trainer.model.flops_per_token(stage.seq_len) // 3
     return {
         "name": info.name,
         "device": machine["name"] if device.is_gpu() else machine["cpu"],
         "backend": machine["backend"],
         "precision": trainer.precision,
         "compiled": trainer.settings.compile,
-        "batch_size": batch_size,
-        "seq_len": seq_len,
+        "batch_size": stage.batch_size,
+        "seq_len": stage.seq_len,
         "n_micro": rest.parts(trainer),
         "params": trainer.model.n_params(),
         "at_step": trainer.step,
-        "forward_flops": per_token * batch_size * seq_len,
+        "forward_flops": per_token * stage.tokens,
     }

@@ -17,6 +17,7 @@ from lmxexp.ops.trees import numbers
 from lmxexp.optim import curvature
 from lmxexp.profile.clock import seconds
 from lmxexp.profile.result import Row
+from lmxexp.ramp.stages import stage_of
 from lmxexp.train.parts import n_parts
 from lmxexp.train.random_state import STATE
 from lmxexp.train.step import TrainStep, split, to_arrays
@@ -143,5 +144,5 @@ def micro_batch(trainer: Trainer) -> dict[str, mx.array]:
 
 def parts(trainer: Trainer) -> int:
     """That the next batch is computed in."""
-    shape = trainer.batch(trainer.step).inputs.shape
-    return n_parts(trainer.ramp.stages, trainer.settings.parts)[shape]
+    stages = trainer.ramp.stages
+    return n_parts(stages, trainer.settings.parts)[stage_of(stages, trainer.step).shape]

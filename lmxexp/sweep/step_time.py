@@ -91,7 +91,7 @@ def _make_step(cfg: DictConfig, vocab_size: int) -> TrainStep:
     optimizer = optimizer_of(cfg)
     model.train()
     optimizer.init(model.trainable_parameters())
-    loss, compute_dtype = build(cfg.loss), precision.DTYPES[chosen] if chosen == "mixed" else None
+    loss, compute_dtype = build(cfg.loss), precision.compute_dtype(chosen)
     settings = with_parts(settings, Ledger(model, optimizer, loss, settings, compute_dtype))
     return TrainStep(
         model,

@@ -174,11 +174,15 @@ def with_parts(
 
 def fewest_parts(peak: Callable[[int], float], batch_size: int, limit: float, at_least: int = 1) -> int | None:
     """The smallest divisor of a batch, ``at_least`` or more, in which its peak is within the limit; None: none is."""
-    divisors = [n for n in range(1, batch_size + 1) if batch_size % n == 0 and n >= at_least]
+    divisors = _divisors(batch_size, at_least)
     if divisors and peak(divisors[0]) <= limit:  # by itself: two parts keep a sum of gradients that one has no need of
         return divisors[0]
     i = bisect.bisect_left(divisors, True, lo=min(1, len(divisors)), key=lambda n: peak(n) <= limit)
     return divisors[i] if i < len(divisors) else None
+
+
+def _divisors(n: int, at_least: int) -> list[int]:
+    return [d for d in range(at_least, n + 1) if n % d == 0]
 
 
 def out_of_memory(error: BaseException, trainer: Any, ledger: Ledger, *, adapts: bool) -> OutOfMemoryError:
@@ -193,7 +197,7 @@ def out_of_memory(error: BaseException, trainer: Any, ledger: Ledger, *, adapts:
     ledger.let_go()
     settings = trainer.settings
     now = settings.n_micro
-    more = [n for n in range(now + 1, settings.batch_size + 1) if settings.batch_size % n == 0]
+    more = _divisors(settings.batch_size, now + 1)
     if more and adapts:
         mend = ""
     elif more:

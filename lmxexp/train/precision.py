@@ -15,6 +15,15 @@ def resolve(precision: str, *, on_gpu: bool) -> str:
     return precision
 
 
+def compute_dtype(precision: str) -> mx.Dtype | None:
+    """What parameters are cast to for forward and backward; None: they are in the type already.
+
+    Args:
+        precision: resolved.
+    """
+    return DTYPES[precision] if precision == "mixed" else None
+
+
 def cast(tree: Any, dtype: mx.Dtype) -> Any:
     """The tree with its floating-point leaves in ``dtype``."""
     return tree_map(lambda a: a.astype(dtype) if mx.issubdtype(a.dtype, mx.floating) else a, tree)

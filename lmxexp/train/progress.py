@@ -40,10 +40,10 @@ class StepClock:
     def compile_seconds(self) -> float | None:
         """What the first step took longer than later ones of its stage: tracing, and the kernels' compiler. None before
         there is a later one."""
-        first = next(iter(self.steps_of), None)
-        if self.first_step_seconds is None or first is None or first != self._first:
+        n = 0 if self._first is None else self.steps_of[self._first]
+        if self.first_step_seconds is None or n == 0:
             return None
-        return max(self.first_step_seconds - self._seconds_of_first / self.steps_of[first], 0.0)
+        return max(self.first_step_seconds - self._seconds_of_first / n, 0.0)
 
     @property
     def steps(self) -> int:

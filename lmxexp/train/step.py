@@ -85,7 +85,7 @@ class TrainStep:
         arrays = to_arrays(batch)
         n = self.parts.get(arrays["inputs"].shape, self.n_micro)
         parts = split(arrays, n) if n > 1 else [arrays]
-        if self._curved is not None and curvature.is_due(self._curved):
+        if self._curved is not None and curvature.is_due(self._curved, self._curved.state["step"]):
             self._estimate(parts[0])
         if n == 1:
             return self._whole(arrays)

@@ -20,7 +20,7 @@ from lmxexp.train import checkpoint
 from lmxexp.train.drive import Steps, alone
 from lmxexp.train.evaluator import Evaluator
 from lmxexp.train.memory import MemoryLimitError
-from lmxexp.train.precision import DTYPES
+from lmxexp.train.precision import compute_dtype
 from lmxexp.train.progress import Progress, StepClock
 from lmxexp.train.random_state import get_random_state, set_random_state
 from lmxexp.train.self_test import self_test
@@ -78,7 +78,7 @@ class Trainer:
         self.run_dir, self.run_id = run_dir, run_id
         self.peak_flops = peak_flops
         self.memory_limit_gb = settings.memory_limit_gb or device.recommended_memory_gb()  # None: nothing is known
-        self.compute_dtype = DTYPES[precision] if precision == "mixed" else None
+        self.compute_dtype = compute_dtype(precision)
         self.precision = precision
         self.progress = Progress()
         self.paused_at: dict[str, float] = {}  # the evaluation where `fit` paused

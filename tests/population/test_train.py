@@ -7,6 +7,7 @@ from lmxexp.population import train
 from lmxexp.population.step import PopulationStep
 from lmxexp.population.train import Member, align, together
 from lmxexp.run import run_steps
+from lmxexp.train import memory
 from tests.end_to_end.processes import small
 from tests.population.close import assert_run_as_alone
 
@@ -101,8 +102,8 @@ def test_halves_of_halves(waiting, calls, as_alone):
 def test_as_many_as_fit_by_the_estimate(waiting, calls, as_alone, capsys, monkeypatch):
     sizes, _ = calls
     peaks = []
-    estimate = train.estimate
-    monkeypatch.setattr(train, "estimate", lambda *a, **k: peaks.append(estimate(*a, **k)) or peaks[-1])
+    estimate = memory.estimate
+    monkeypatch.setattr(memory, "estimate", lambda *a, **k: peaks.append(estimate(*a, **k)) or peaks[-1])
     train._size_within(1.0, waiting[0].trainer)
     gb = (peaks[0].peak + 2 * (peaks[0].weights + peaks[0].optimizer)) / 1e9
     assert together(waiting, 3.5 * gb) is None
