@@ -27,9 +27,9 @@ _POLYNOMIAL = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-
 """Of ``(exp(r) - 1 - r) / r**2`` for ``|r|`` up to ``ln(2) / 2``, the highest power first. Source: S. Moshier, Cephes
 mathematical library, expf."""
 
-
-LARGEST = 2**22
-"""Numbers of which a softmax is ours: of more, its intermediate results take more memory than they save time."""
+LARGEST = 2**20
+"""Numbers of which a softmax or logsumexp is ours. Its intermediate results take ten times their memory, which would be
+the peak of a step whose batch is computed in parts to save memory."""
 
 
 def is_slow() -> bool:

@@ -16,7 +16,7 @@ import lmxexp
 from lmxexp import device
 from lmxexp.build import build
 from lmxexp.data.build import build_source
-from lmxexp.interfaces import ConfigError
+from lmxexp.interfaces import Batch, ConfigError
 from lmxexp.loss.cross_entropy import CrossEntropy
 from lmxexp.model.build import build_model
 from lmxexp.optim.build import optimizer_of
@@ -250,3 +250,22 @@ def test_evaluation_is_in_parts_too():
     assert rows == [8, 2]
     for name, value in whole.items():
         np.testing.assert_allclose(parts[name], value, rtol=1e-6, err_msg=name)
+
+
+def test_parts_take_less_than_the_whole():
+    """Of many logits: what a part takes beside its own arrays must not be more than what the parts save."""
+
+    def peak(n_micro):
+        cfg = lmxexp.compose([*SMALL, "train.seq_len=128", "train.batch_size=16"])
+        model = build_model(cfg, vocab_size=4096)
+        model.train()
+        optimizer = optimizer_of(cfg)
+        optimizer.init(model.trainable_parameters())
+        step = TrainStep(model, optimizer, build(cfg.loss), n_micro=n_micro)
+        ids = np.random.default_rng(0).integers(0, 4096, (16, 129)).astype(np.int32)
+        with device.own_peak():
+            for _ in range(2):
+                mx.eval(step(Batch(ids[:, :-1], ids[:, 1:])), step.state)
+            return device.peak_memory_gb()
+
+    assert peak(2) < 0.7 * peak(1)
