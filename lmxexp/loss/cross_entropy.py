@@ -4,7 +4,6 @@ import mlx.core as mx
 
 from lmxexp.interfaces import Aux, Batch, ConfigError
 from lmxexp.model.language_model import LanguageModel
-from lmxexp.ops.cross_entropy import cross_entropy
 
 
 class CrossEntropy:
@@ -23,8 +22,7 @@ class CrossEntropy:
 
     def __call__(self, model: LanguageModel, batch: Batch) -> tuple[mx.array, Aux]:
         h, aux = model.hidden(batch.inputs, segment_ids=batch.segment_ids)
-        logits = model.logits(h)
-        nll, log_z = cross_entropy(logits, batch.targets)
+        nll, log_z, logits = model.score(h, batch.targets)
         weights = mx.ones_like(nll) if batch.weights is None else batch.weights
         n_targets = weights.sum()
         total = (nll * weights).sum()

@@ -4,7 +4,6 @@ import mlx.core as mx
 
 from lmxexp.interfaces import Aux, Batch, ConfigError
 from lmxexp.model.language_model import LanguageModel
-from lmxexp.ops.cross_entropy import cross_entropy
 from lmxexp.ops.documents import documents
 
 
@@ -44,8 +43,7 @@ class MultiToken:
         if len(model.ahead) != self.n_ahead:
             raise ConfigError(f"loss.n_ahead={self.n_ahead}, but the model was made with {len(model.ahead)} modules")
         h, aux = model.hidden(batch.inputs, segment_ids=batch.segment_ids)
-        logits = model.logits(h)
-        nll, _ = cross_entropy(logits, batch.targets)
+        nll, _, logits = model.score(h, batch.targets)
         weights = mx.ones_like(nll) if batch.weights is None else batch.weights
         total, n_targets = (nll * weights).sum(), weights.sum()
         loss = _mean(nll, weights)
@@ -72,7 +70,7 @@ class MultiToken:
         outputs, more = model.look_ahead(h, batch.inputs, segment_ids=batch.segment_ids)
         losses: Aux = {}
         for k, further in enumerate(outputs, start=1):
-            nll, _ = cross_entropy(model.logits(further), batch.targets[:, k:])
+            nll = model.score(further, batch.targets[:, k:]).nll
             counted = weights[:, k:]
             if batch.segment_ids is not None:
                 document = documents(batch.segment_ids)

@@ -3,14 +3,28 @@
 import inspect
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from lmxexp import device
 from lmxexp.interfaces import Aux, ConfigError, Factory, Shared
 from lmxexp.model.cache import NoState
+from lmxexp.ops.cross_entropy import cross_entropy
+from lmxexp.ops.head_loss import head_loss
 from lmxexp.ops.trees import by_path
+
+
+class Score(NamedTuple):
+    """What a model makes of targets."""
+
+    nll: mx.array
+    """(B, L) fp32, ``-log p`` of each, in nats."""
+    log_z: mx.array
+    """(B, L) fp32, the log of the softmax's denominator."""
+    logits: mx.array
+    """(B, L, V), not to be differentiated."""
 
 
 class LanguageModel(nn.Module):
@@ -144,6 +158,16 @@ class LanguageModel(nn.Module):
         """``(B, L, D) -> (B, L, V)``."""
         logits = self.embedding.logits(h)
         return self.logit_softcap(logits) if self.logit_softcap is not None else logits
+
+    def score(self, h: mx.array, targets: mx.array) -> Score:
+        """``(B, L, D)`` and ``(B, L)`` int32: how likely the model holds each target."""
+        head = getattr(self.embedding, "head", None)
+        if head is not None and self.logit_softcap is None and device.is_gpu():
+            nll, log_z, logits = head_loss(h, head, targets)
+        else:
+            logits = self.logits(h)
+            nll, log_z = cross_entropy(logits, targets)
+        return Score(nll, log_z, logits)
 
     def make_cache(self) -> list[Any]:
         """An empty cache for every layer."""

@@ -20,6 +20,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from lmxexp.ops import cuda
+
 _Pair = tuple[Any, bool]
 """An array or None, and whether each member has one of its own: then they lie along axis 0."""
 
@@ -50,7 +52,8 @@ def mapped() -> Iterator[None]:
     try:
         for (module, name), function in places.items():
             setattr(module, name, function)
-        yield
+        with cuda.under_vmap(True):
+            yield
     finally:
         for module, name in places:
             setattr(module, name, _taken[name])

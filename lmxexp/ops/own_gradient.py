@@ -6,6 +6,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from lmxexp.ops import cuda
+
 
 class own_gradient:
     """As ``mx.custom_function``, but what it decorates can be traced.
@@ -30,8 +32,30 @@ class own_gradient:
 
     def vmap(self, rule: Callable[..., Any]) -> Callable[..., Any]:
         """Decorates ``rule(inputs, axes)``."""
-        self._with_gradient.vmap(rule)
+
+        def replaced(inputs: Any, axes: Any) -> Any:
+            with cuda.under_vmap(False):
+                return rule(inputs, axes)
+
+        self._with_gradient.vmap(replaced)
         return rule
+
+    def joined(self, join: Callable[..., Any]) -> None:
+        """A rule for ``mx.vmap``: ``join(n, *inputs)`` of inputs that all have an axis of the ``n`` members in front
+        gives outputs that have."""
+
+        def rule(inputs: Any, axes: Any) -> Any:
+            if not isinstance(axes, list | tuple):  # one input comes bare
+                inputs, axes = [inputs], [axes]
+            n = next(x.shape[axis] for x, axis in zip(inputs, axes, strict=True) if axis is not None)
+            own = [
+                mx.broadcast_to(x, (n, *x.shape)) if axis is None else mx.moveaxis(x, axis, 0)
+                for x, axis in zip(inputs, axes, strict=True)
+            ]
+            outputs = join(n, *own)
+            return (list(outputs), [0] * len(outputs)) if isinstance(outputs, list | tuple) else (outputs, 0)
+
+        self.vmap(rule)
 
     def __call__(self, *args: Any) -> Any:
         return self.function(*args) if own_gradient.plain else self._with_gradient(*args)

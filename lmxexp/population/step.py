@@ -15,6 +15,7 @@ from mlx.utils import tree_map, tree_unflatten
 
 from lmxexp.interfaces import Aux, Batch, Loss, Stage
 from lmxexp.model.language_model import LanguageModel
+from lmxexp.ops import cuda
 from lmxexp.ops.fused import mapped
 from lmxexp.ops.once import once
 from lmxexp.ops.trees import by_path
@@ -238,7 +239,7 @@ class PopulationStep:
             {name: _rates(of_members, count) for name, of_members in s.items()}
             for s, count in zip(self._schedules, counts, strict=True)
         ]
-        with _Restored(self._model, [self._loss, *self._leaves]):
+        with _Restored(self._model, [self._loss, *self._leaves]), cuda.under_vmap(True):
             parameters, optimizer, scalars = mx.vmap(self._update_of_one)(
                 trainable, others, new["optimizer"], rates, self._settings["optim"], gradient, aux
             )

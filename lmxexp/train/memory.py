@@ -92,7 +92,7 @@ class Ledger:
                 seq_len=self._settings.seq_len,
                 n_micro=n_micro,
                 compute_dtype=self._compute_dtype,
-                fused_attention=device.is_gpu(),
+                on_gpu=device.is_gpu(),
             )
         return self._known[n_micro]
 

@@ -11,7 +11,10 @@ import mlx.optimizers
 from mlx.utils import tree_unflatten
 
 from lmxexp.interfaces import Loss
+from lmxexp.model import language_model
+from lmxexp.model.ffn import experts, glu
 from lmxexp.model.language_model import LanguageModel
+from lmxexp.ops.head_loss import LOGITS_AT_ONCE
 from lmxexp.ops.own_gradient import without_own_gradients
 from lmxexp.ops.trees import by_path
 from lmxexp.train.random_state import get_random_state, set_random_state
@@ -48,7 +51,7 @@ class MemoryEstimate:
     """The optimizer's state."""
     gradients: int
     logits: int
-    """One array of them; forward and backward need two to four."""
+    """One array of them; forward and backward need two to four on a CPU."""
     activations: int
     """The rest: what the forward pass keeps for the backward one, and temporaries."""
     peak: int
@@ -64,7 +67,7 @@ def estimate(
     seq_len: int,
     n_micro: int = 1,
     compute_dtype: mx.Dtype | None = None,
-    fused_attention: bool = False,
+    on_gpu: bool = False,
 ) -> MemoryEstimate:
     """Follow the arrays of one training step from where they are made to where they are last used.
 
@@ -78,7 +81,7 @@ def estimate(
         batch_size: sequences of one optimizer step.
         n_micro: parts that they are computed in.
         compute_dtype: as `TrainStep` takes it.
-        fused_attention: whether MLX has a kernel for attention that keeps no scores, as on GPUs.
+        on_gpu: whether attention, the head's loss and gated products are those of a GPU, which keep less.
 
     Raises:
         ValueError: a primitive that MLX cannot trace.
@@ -100,7 +103,7 @@ def estimate(
         return list(by_path(result).values())
 
     tokens = mx.zeros((batch_size // n_micro, seq_len), mx.int32)
-    with _on_cpu(), without_own_gradients(), _stand_ins(fused_attention):
+    with _on_cpu(), without_own_gradients(), _stand_ins(on_gpu):
         try:
             graph = _Graph.of(traced, tokens, *leaves.values())
         finally:
@@ -114,6 +117,8 @@ def estimate(
     kept = weights + in_optimizer + (0 if n_micro == 1 else sum(4 * a.size for a in trainable))
     rest = max(graph.peak() - weights - in_optimizer, gradients)
     logits = tokens.size * model.vocab_size * (compute_dtype or trainable[0].dtype).size
+    if on_gpu:  # of the logits' gradient, which is made in parts
+        rest += min(logits, LOGITS_AT_ONCE * (compute_dtype or trainable[0].dtype).size)
     return MemoryEstimate(
         weights=weights,
         optimizer=in_optimizer,
@@ -190,15 +195,18 @@ def _on_cpu() -> Iterator[None]:
 
 
 @contextmanager
-def _stand_ins(fused_attention: bool) -> Iterator[None]:
+def _stand_ins(on_gpu: bool) -> Iterator[None]:
     """Within, what MLX cannot trace, or would trace as something else, is done by arrays of the same sizes."""
     with ExitStack() as stack:
         # The gradient of grouped products is a primitive that is not traced.
         stack.enter_context(_replaced(mx, "gather_mm", lambda a, b, **_: (a[..., 0, :] @ b[0])[..., None, :]))
         stack.enter_context(_replaced(mx, "contiguous", lambda a, **_: a + 0))  # a copy, which is not traced as one
-        if fused_attention:
+        if on_gpu:
             # Traced on the CPU, attention keeps all its scores; a fused kernel keeps queries, keys, values and output.
             stack.enter_context(_replaced(mx.fast, "scaled_dot_product_attention", _keeps_no_scores))
+            stack.enter_context(_replaced(language_model, "cross_entropy", _keeps_logits_alone))
+            for module in (glu, experts):
+                stack.enter_context(_replaced(module, "gated", lambda _, gate, up: gate * up))
         yield
 
 
@@ -210,6 +218,12 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
         yield
     finally:
         setattr(owner, name, before)
+
+
+def _keeps_logits_alone(logits: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
+    """Arrays of a cross-entropy's shape, whose gradient wants nothing that is as large as the logits but these."""
+    log_z = logits.sum(axis=-1).astype(mx.float32)
+    return log_z - targets, log_z
 
 
 def _keeps_no_scores(q: mx.array, k: mx.array, v: mx.array, **_: Any) -> mx.array:

@@ -11,6 +11,7 @@ from mlx.utils import tree_map
 from lmxexp.interfaces import Aux, Batch, Loss, Stage
 from lmxexp.model.language_model import LanguageModel
 from lmxexp.ops.once import once
+from lmxexp.ops.sum_of_squares import sum_of_squares
 from lmxexp.ops.trees import by_path
 from lmxexp.optim import curvature
 from lmxexp.optim.build import learning_rates
@@ -179,10 +180,7 @@ def split(arrays: Arrays, n: int, axis: int = 0) -> list[Arrays]:
 
 def global_norm(tree: Any) -> mx.array:
     """The Euclidean norm of all leaves together, in fp32."""
-    total = mx.array(0.0)
-    for a in by_path(tree).values():
-        total = total + a.astype(mx.float32).square().sum()
-    return mx.sqrt(total)
+    return mx.sqrt(sum_of_squares(list(by_path(tree).values())))
 
 
 def clipped(gradient: Any, norm: mx.array, max_norm: float | None) -> Any:

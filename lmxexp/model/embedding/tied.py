@@ -33,6 +33,11 @@ class TiedEmbedding(nn.Module):
         """``(B, L, D) -> (B, L, V)``."""
         return self.embed_tokens.as_linear(h)
 
+    @property
+    def head(self) -> mx.array:
+        """``(V, D)``: logits are the product with it."""
+        return self.embed_tokens.weight
+
     def head_size(self) -> int:
         """Weights of the product that gives the logits, beyond those of ``nn.Linear`` modules."""
         return self.embed_tokens.weight.size

@@ -22,6 +22,11 @@ class UntiedEmbedding(nn.Module):
         """``(B, L, D) -> (B, L, V)``."""
         return self.lm_head(h)
 
+    @property
+    def head(self) -> mx.array:
+        """``(V, D)``: logits are the product with it."""
+        return self.lm_head.weight
+
     def head_size(self) -> int:
         """Weights of the product that gives the logits, beyond those of ``nn.Linear`` modules."""
         return 0

@@ -10,6 +10,7 @@ from lmxexp.ops.activation import activation as activation_by_name
 from lmxexp.ops.embed import embed
 from lmxexp.ops.exp import sigmoid
 from lmxexp.ops.experts import grouped_matmul
+from lmxexp.ops.gated import gated
 
 
 class ExpertLinear(nn.Module):
@@ -73,14 +74,14 @@ class GatedExperts(nn.Module):
         super().__init__()
         self.d_expert = _width(d_expert, d_ff or gated_width(d_model), n_active)
         self.activation_name = activation
-        self.activation = activation_by_name(activation)
+        activation_by_name(activation)  # or it would be refused in the first step only
         self.gate_proj = ExpertLinear(n_experts, d_model, self.d_expert, bias)
         self.up_proj = ExpertLinear(n_experts, d_model, self.d_expert, bias)
         self.down_proj = ExpertLinear(n_experts, self.d_expert, d_model, bias)
 
     def __call__(self, rows: mx.array, experts: mx.array) -> mx.array:
         gate, up = self.gate_proj(rows, experts), self.up_proj(rows, experts)
-        return self.down_proj(self.activation(gate) * up, experts)
+        return self.down_proj(gated(self.activation_name, gate, up), experts)
 
 
 class ClampedExperts(nn.Module):

@@ -6,6 +6,7 @@ import mlx.nn as nn
 from lmxexp.interfaces import Aux
 from lmxexp.ops.activation import Activation
 from lmxexp.ops.activation import activation as activation_by_name
+from lmxexp.ops.gated import gated
 
 
 def gated_width(d_model: int) -> int:
@@ -36,10 +37,10 @@ class GatedLinearUnit(nn.Module):
         super().__init__()
         d_ff = d_ff or gated_width(d_model)
         self.d_ff, self.activation_name = d_ff, activation
-        self.activation = activation_by_name(activation)
+        activation_by_name(activation)  # or it would be refused in the first step only
         self.gate_proj = nn.Linear(d_model, d_ff, bias=bias)
         self.up_proj = nn.Linear(d_model, d_ff, bias=bias)
         self.down_proj = nn.Linear(d_ff, d_model, bias=bias)
 
     def __call__(self, x: mx.array) -> tuple[mx.array, Aux]:
-        return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x)), {}
+        return self.down_proj(gated(self.activation_name, self.gate_proj(x), self.up_proj(x))), {}

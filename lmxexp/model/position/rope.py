@@ -3,6 +3,7 @@
 import mlx.core as mx
 
 from lmxexp.interfaces import ConfigError, Factory
+from lmxexp.ops.rope import rope
 
 
 class RoPE:
@@ -61,6 +62,8 @@ class RoPE:
         return self._turn(q, offset), self._turn(k, offset)
 
     def _turn(self, x: mx.array, offset: int) -> mx.array:
+        if self.scaling is None and not self.interleaved and self.dims == self.head_dim == x.shape[-1] and offset == 0:
+            return rope(x, self.theta)
         x = mx.fast.rope(
             x,
             self.dims,

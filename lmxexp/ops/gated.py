@@ -1,0 +1,101 @@
+"""A gated product, of which little is kept for the gradient."""
+
+from functools import cache
+from typing import cast
+
+import mlx.core as mx
+
+from lmxexp import device
+from lmxexp.ops import cuda
+from lmxexp.ops.activation import activation
+from lmxexp.ops.own_gradient import own_gradient
+
+
+def gated(name: str, gate: mx.array, up: mx.array) -> mx.array:
+    """``activation(gate) * up``.
+
+    On a GPU it is computed in fp32 until it is written, in one kernel, and nothing is kept for the gradient but gate
+    and up. (MLX keeps what the forward and the backward pass have in common, each in a kernel of its own.)
+
+    Args:
+        name: of the activation.
+
+    Shapes:
+        any, both the same.
+    """
+    return cast(mx.array, _gated(name)(gate, up)) if device.is_gpu() else activation(name)(gate) * up
+
+
+@cache
+def _gated(name: str) -> own_gradient:
+    def product(gate: mx.array, up: mx.array) -> mx.array:
+        wide = activation(name)(gate.astype(mx.float32)) * up.astype(mx.float32)
+        return wide.astype(up.dtype)
+
+    def gradient(primals, cotangent, output):
+        gate, up = primals
+        if name == "silu" and cuda.usable():
+            return _silu_gradient(gate, up, cotangent)
+        # Of two gradients that depend on other arrays the compiler finds nothing that they have in common: each is one
+        # kernel then, which computes all that it needs, instead of several with arrays in fp32 between them.
+        first = mx.depends([gate, up], [cotangent])
+        of_gate = mx.vjp(lambda gate: product(gate, first[1]), first[:1], [cotangent])[1][0]
+        second = mx.depends([gate, up], [of_gate])
+        return of_gate, mx.vjp(lambda up: product(second[0], up), second[1:], [cotangent])[1][0]
+
+    whole = own_gradient(product)
+    whole.vjp(gradient)
+    whole.joined(lambda n, gate, up: whole(gate, up))
+    return whole
+
+
+def _silu_gradient(gate: mx.array, up: mx.array, cotangent: mx.array) -> tuple[mx.array, mx.array]:
+    packs = -(-gate.size // cuda.per_pack(gate.dtype))
+    of_gate, of_up = _SILU_GRADIENT(
+        *(gate, up, cotangent, mx.array([gate.size], mx.int64)),
+        blocks=-(-packs // cuda.BLOCK),
+        typed=gate.dtype,
+        shapes=[gate.shape, gate.shape],
+        dtypes=[gate.dtype, gate.dtype],
+    )
+    return of_gate, of_up
+
+
+_SILU_GRADIENT = cuda.Kernel(
+    "silu_gradient",
+    ["gate", "up", "gradient", "size"],
+    ["of_gate", "of_up"],
+    """
+    constexpr int W = Pack<T>::size;
+    const long long i = (static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x) * W, n = size[0];
+    if (i >= n) return;
+    Pack<T> a, b, g;
+    const bool whole = i + W <= n;
+    if (whole) {
+      a = load_pack(gate + i);
+      b = load_pack(up + i);
+      g = load_pack(gradient + i);
+    } else {
+      for (int k = 0; k < n - i; k++) {
+        a.values[k] = gate[i + k];
+        b.values[k] = up[i + k];
+        g.values[k] = gradient[i + k];
+      }
+    }
+    for (int k = 0; k < (whole ? W : static_cast<int>(n - i)); k++) {
+      const float x = static_cast<float>(a.values[k]), d = static_cast<float>(g.values[k]);
+      const float s = 1.0f / (1.0f + __expf(-x));
+      a.values[k] = static_cast<T>(d * static_cast<float>(b.values[k]) * s * (1.0f + x * (1.0f - s)));
+      b.values[k] = static_cast<T>(d * x * s);
+    }
+    if (whole) {
+      store_pack(of_gate + i, a);
+      store_pack(of_up + i, b);
+    } else {
+      for (int k = 0; k < n - i; k++) {
+        of_gate[i + k] = a.values[k];
+        of_up[i + k] = b.values[k];
+      }
+    }
+    """,
+)

@@ -1,0 +1,206 @@
+"""The head's logits and their cross-entropy in one function, which keeps less of them and reads them less often."""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import mlx.core as mx
+
+from lmxexp.ops import cuda
+from lmxexp.ops.own_gradient import own_gradient
+
+LOGITS_AT_ONCE = 1 << 28
+"""Of whose gradient no more are made at a time: 512 MB in bf16."""
+
+_ALIGNED = 64
+"""Rows of the head's matrix come to a multiple of it on CUDA: of 50,257 logits a row's start is not aligned to more
+than two bytes, and the matrix products take five times as long as with 50,304."""
+
+
+def head_loss(h: mx.array, weight: mx.array, targets: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    """``cross_entropy(h @ weight.T, targets)``, and the logits.
+
+    Kept for the gradient are the logits in the type of ``h``; what is derived from them is fp32 and, on CUDA, never in
+    memory as a whole. The gradient's columns are made a part at a time. The logits are not differentiated.
+
+    Shapes:
+        h ``(..., D)``, weight ``(V, D)``, targets ``(...)`` int32; returns the nll and the log of the softmax's
+        denominator, both ``(...)`` fp32, and ``(..., V)`` logits.
+    """
+    nll, log_z, logits = cast(
+        tuple[mx.array, mx.array, mx.array],
+        _head_loss(h.reshape(-1, h.shape[-1]), weight, targets.reshape(-1)),
+    )
+    shape = targets.shape
+    return nll.reshape(shape), log_z.reshape(shape), logits[:, : weight.shape[0]].reshape(*shape, -1)
+
+
+@own_gradient
+def _head_loss(h: mx.array, weight: mx.array, targets: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    """``(..., N, D)``, ``(..., V, D)``, ``(..., N)`` to nll and log_z ``(..., N)`` and logits, padded to whole rows."""
+    n_logits = weight.shape[-2]
+    logits = h @ mx.swapaxes(_padded(weight), -1, -2)
+    log_z = _log_z(logits, n_logits)
+    picked = mx.take_along_axis(logits, targets[..., None], axis=-1).squeeze(-1).astype(mx.float32)
+    return log_z - picked, log_z, logits
+
+
+@_head_loss.vjp
+def _head_loss_vjp(primals, cotangents, outputs):
+    h, weight, targets = primals
+    of_nll, of_log_z, _ = cotangents
+    _, log_z, logits = outputs
+    n_logits, padded = weight.shape[-2], _padded(weight)
+    of_h = mx.zeros(h.shape, mx.float32)
+    of_weight = []
+    for first, count in _column_parts(logits):
+        # Not before the part before it is through, or all of them would be in memory.
+        log_z = mx.depends(log_z, of_h) if of_weight else log_z
+        part = _logit_gradient(logits, log_z, targets, of_nll, of_log_z, first, count, n_logits)
+        of_weight.append(mx.swapaxes(part, -1, -2) @ h)
+        of_h = of_h + (part @ padded[..., first : first + count, :]).astype(mx.float32)
+        of_h = mx.depends(of_h, of_weight[-1])
+    of_weight = mx.concatenate(of_weight, axis=-2) if len(of_weight) > 1 else of_weight[0]
+    return of_h.astype(h.dtype), of_weight[..., :n_logits, :], mx.zeros_like(targets)
+
+
+# Every member has a matrix of its own; all that follows takes leading axes.
+_head_loss.joined(lambda n, *own: _head_loss(*own))
+
+
+def _padded(weight: mx.array) -> mx.array:
+    """With rows of zeros after the last, as many as CUDA wants."""
+    missing = -weight.shape[-2] % _ALIGNED
+    if not cuda.usable() or weight.shape[-2] % 8 == 0:
+        return weight
+    return mx.concatenate([weight, mx.zeros((*weight.shape[:-2], missing, weight.shape[-1]), weight.dtype)], axis=-2)
+
+
+def _column_parts(logits: mx.array) -> list[tuple[int, int]]:
+    """First column and number of columns of each part."""
+    width = logits.shape[-1]
+    n_parts = -(-logits.size // LOGITS_AT_ONCE)
+    count = -(-width // n_parts // _ALIGNED) * _ALIGNED
+    return [(first, min(count, width - first)) for first in range(0, width, count)]
+
+
+def _log_z(logits: mx.array, n_logits: int) -> mx.array:
+    """``(..., N, W) -> (..., N)`` fp32, of the first ``n_logits`` columns."""
+    *lead, width = logits.shape
+    if cuda.usable() and width % cuda.per_pack(logits.dtype) == 0:
+        sizes = mx.array([n_logits, width], mx.int32)
+        return _LOG_Z(logits, sizes, blocks=math.prod(lead), typed=logits.dtype, shapes=[lead], dtypes=[mx.float32])[0]
+    return mx.logsumexp(logits[..., :n_logits].astype(mx.float32), axis=-1)
+
+
+def _logit_gradient(logits, log_z, targets, of_nll, of_log_z, first: int, count: int, n_logits: int) -> mx.array:
+    """``(..., N, count)``: of the columns from ``first`` on, in the type of the logits."""
+    of_both = of_nll + of_log_z
+    if cuda.usable() and logits.shape[-1] % cuda.per_pack(logits.dtype) == 0:
+        lead = logits.shape[:-1]
+        sizes = mx.array([n_logits, logits.shape[-1], first, count], mx.int32)
+        return _GRADIENT(
+            *(logits, log_z, targets.astype(mx.int32), of_both, of_nll, sizes),
+            blocks=math.prod(lead),
+            typed=logits.dtype,
+            shapes=[(*lead, count)],
+            dtypes=[logits.dtype],
+        )[0]
+    columns = mx.arange(first, first + count)
+    p = mx.exp(logits[..., first : first + count].astype(mx.float32) - log_z[..., None]) * of_both[..., None]
+    gradient = mx.where(columns == targets[..., None], p - of_nll[..., None], p)
+    return gradient.astype(logits.dtype)
+
+
+# A row's threads each keep the largest logit they have seen and the sum of exponentials relative to it.
+_LOG_Z = cuda.Kernel(
+    "log_z",
+    ["logits", "sizes"],
+    ["log_z"],
+    """
+    constexpr int W = Pack<T>::size;
+    const float nothing = __int_as_float(0xff800000);  // -inf
+    const int n_logits = sizes[0], width = sizes[1];
+    const long long row = blockIdx.x;
+    const T* x = logits + row * width;
+    float largest = nothing, sum = 0.0f;
+    for (int i = threadIdx.x * W; i < n_logits; i += blockDim.x * W) {
+      Pack<T> pack = load_pack(x + i);
+      float v[W];
+      float most = nothing;
+      for (int k = 0; k < W; k++) {
+        v[k] = i + k < n_logits ? static_cast<float>(pack.values[k]) : nothing;
+        most = fmaxf(most, v[k]);
+      }
+      if (most > largest) {
+        sum *= __expf(largest - most);
+        largest = most;
+      }
+      // All -inf so far: nothing to add. A NaN is above nothing, and has to come through.
+      for (int k = 0; k < W; k++) {
+        sum += v[k] == nothing ? 0.0f : __expf(v[k] - largest);
+      }
+    }
+    __shared__ float all_largest[32], all_sums[32];
+    auto join = [&](float other_largest, float other_sum) {
+      float most = fmaxf(largest, other_largest);
+      if (most != nothing) {
+        sum = sum * __expf(largest - most) + other_sum * __expf(other_largest - most);
+        largest = most;
+      } else {
+        sum += other_sum;
+      }
+    };
+    for (int offset = 16; offset > 0; offset /= 2) {
+      float other_largest = __shfl_xor_sync(0xffffffff, largest, offset);
+      float other_sum = __shfl_xor_sync(0xffffffff, sum, offset);
+      join(other_largest, other_sum);
+    }
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    if (lane == 0) {
+      all_largest[warp] = largest;
+      all_sums[warp] = sum;
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      for (int w = 1; w < blockDim.x / 32; w++) {
+        join(all_largest[w], all_sums[w]);
+      }
+      log_z[row] = largest + logf(sum);
+    }
+    """,
+)
+
+_GRADIENT = cuda.Kernel(
+    "logit_gradient",
+    ["logits", "log_z", "targets", "of_both", "of_nll", "sizes"],
+    ["gradient"],
+    """
+    constexpr int W = Pack<T>::size;
+    const int n_logits = sizes[0], width = sizes[1], first = sizes[2], count = sizes[3];
+    const long long row = blockIdx.x;
+    const T* x = logits + row * width + first;
+    T* out = gradient + row * count;
+    const float z = log_z[row], both = of_both[row], one = of_nll[row];
+    const int target = targets[row] - first;
+    // Several loads are under way at a time.
+    constexpr int AT_ONCE = 4;
+    const int stride = blockDim.x * W;
+    for (int begin = threadIdx.x * W; begin < count; begin += AT_ONCE * stride) {
+      Pack<T> packs[AT_ONCE];
+      for (int u = 0; u < AT_ONCE; u++) {
+        if (begin + u * stride < count) packs[u] = load_pack(x + begin + u * stride);
+      }
+      for (int u = 0; u < AT_ONCE; u++) {
+        const int i = begin + u * stride;
+        if (i >= count) break;
+        for (int k = 0; k < W; k++) {
+          float g = first + i + k < n_logits ? __expf(static_cast<float>(packs[u].values[k]) - z) * both : 0.0f;
+          packs[u].values[k] = static_cast<T>(i + k == target ? g - one : g);
+        }
+        store_pack(out + i, packs[u]);
+      }
+    }
+    """,
+)

@@ -1,0 +1,166 @@
+"""Kernels for CUDA beside their twins of MLX's operations. Here they cannot run without such a device."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from lmxexp.ops import cuda, fused
+from lmxexp.ops.embed import embed, sum_rows
+from lmxexp.ops.gated import _gated
+from lmxexp.ops.head_loss import head_loss
+from lmxexp.ops.rope import rope
+from lmxexp.ops.sum_of_squares import sum_of_squares
+
+needs_cuda = pytest.mark.skipif(not cuda.on_cuda(), reason="the kernels are CUDA's")
+
+DTYPES = [(mx.float32, 1e-5), (mx.bfloat16, 2**-7)]
+
+
+def random(*shape, dtype=mx.float32, seed=0):
+    return mx.random.normal(shape, key=mx.random.key(seed)).astype(dtype)
+
+
+@pytest.fixture
+def beside_its_twin(monkeypatch):
+    """Calls a function with the kernels and without them and compares what comes out."""
+
+    def compare(function, tolerance):
+        with_kernels = function()
+        mx.eval(with_kernels)
+        monkeypatch.setenv("LMXEXP_CUDA_KERNELS", "0")
+        assert not cuda.on_cuda()
+        for ours, other in zip(with_kernels, function(), strict=True):
+            assert ours.dtype == other.dtype
+            assert ours.shape == other.shape
+            a, b = (np.array(x.astype(mx.float32)) for x in (ours, other))
+            assert np.abs(a - b).max() <= tolerance * max(np.abs(b).max(), 1.0)
+
+    return compare
+
+
+@needs_cuda
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+@pytest.mark.parametrize("n_logits", [101, 504, 50257])
+@pytest.mark.parametrize("members", [None, 3])
+def test_head_loss(beside_its_twin, monkeypatch, n_logits, members, dtype, tolerance):
+    monkeypatch.setattr("lmxexp.ops.head_loss.LOGITS_AT_ONCE", 66 * 256)
+    lead = () if members is None else (members,)
+    h, weight = random(*lead, 2, 33, 64, dtype=dtype), random(*lead, n_logits, 64, dtype=dtype, seed=1) * 0.3
+    targets = mx.random.randint(0, n_logits, (2, 33), key=mx.random.key(2))
+    of_nll = mx.random.uniform(shape=(2, 33), key=mx.random.key(3))
+
+    def loss(h, weight):
+        nll, log_z, _ = head_loss(h, weight, targets)
+        return (nll * of_nll + 0.1 * log_z.square()).sum()
+
+    def losses(h, weight):
+        if members is None:
+            return loss(h, weight)
+        with fused.mapped():
+            return mx.vmap(loss)(h, weight).sum()
+
+    def function():
+        value, gradients = mx.compile(mx.value_and_grad(losses, argnums=(0, 1)))(h, weight)
+        return [value, *gradients]
+
+    beside_its_twin(function, tolerance)
+
+
+@needs_cuda
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+@pytest.mark.parametrize("width", [8, 64, 768, 2056])
+def test_sum_rows(beside_its_twin, width, dtype, tolerance):
+    rows = random(20000, width, dtype=dtype)
+    ids = (mx.random.uniform(shape=(20000,), key=mx.random.key(1)) ** 8 * 900).astype(mx.int32)  # some far more often
+    beside_its_twin(lambda: [sum_rows(rows, ids, 1000)], tolerance)
+
+
+@needs_cuda
+def test_sums_of_rows_are_the_same_every_time():
+    rows, ids = random(20000, 64), mx.random.randint(0, 900, (20000,), key=mx.random.key(1))
+    first = sum_rows(rows, ids, 1000)
+    assert all(mx.array_equal(first, sum_rows(rows, ids, 1000)) for _ in range(5))
+
+
+@needs_cuda
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+@pytest.mark.parametrize("members", [None, 3])
+def test_embed(beside_its_twin, members, dtype, tolerance):
+    lead = () if members is None else (members,)
+    table, c = random(*lead, 5000, 64, dtype=dtype), random(*lead, 2, 2500, 64, seed=1)
+    ids = mx.random.randint(0, 5000, (*lead, 2, 2500), key=mx.random.key(2))
+
+    def loss(table):
+        if members is None:
+            return (embed(table, ids) * c).sum()
+        with fused.mapped():
+            return (mx.vmap(embed)(table, ids) * c).sum()
+
+    beside_its_twin(lambda: list(mx.value_and_grad(loss)(table)), tolerance)
+
+
+@needs_cuda
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+@pytest.mark.parametrize("shape", [(2, 3, 50, 64), (3, 1, 7, 16), (1, 12, 1024, 128), (2, 6, 33, 20)])
+@pytest.mark.parametrize("members", [None, 3])
+def test_rope(beside_its_twin, shape, members, dtype, tolerance):
+    lead = () if members is None else (members,)
+    x, c = random(*lead, *shape, dtype=dtype), random(*lead, *shape, seed=1)
+
+    def loss(x):
+        if members is None:
+            return (rope(x, 10000.0) * c).sum()
+        with fused.mapped():
+            return (mx.vmap(lambda x: rope(x, 10000.0))(x) * c).sum()
+
+    beside_its_twin(lambda: [mx.grad(loss)(x), *([] if members else [rope(x, 10000.0)])], tolerance)
+
+
+@needs_cuda
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+@pytest.mark.parametrize("shape", [(3, 5, 16), (1, 1), (7, 129), (64, 2048)])
+@pytest.mark.parametrize("members", [None, 3])
+def test_gradient_of_a_gated_product(beside_its_twin, shape, members, dtype, tolerance):
+    lead = () if members is None else (members,)
+    gate, up, c = (random(*lead, *shape, dtype=dtype, seed=i) for i in range(3))
+
+    def loss(gate, up):
+        if members is None:
+            return (_gated("silu")(gate, up) * c).sum()
+        with fused.mapped():
+            return (mx.vmap(_gated("silu"))(gate, up) * c).sum()
+
+    beside_its_twin(lambda: list(mx.compile(mx.grad(loss, argnums=(0, 1)))(gate, up)), tolerance)
+
+
+@needs_cuda
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+def test_sum_of_squares(dtype):
+    arrays = [random(*s, dtype=dtype) for s in ((3,), (100, 7), (768, 768), (2048, 769), (1,))] * 60
+    for some in (arrays, [*arrays[:3], random(5)]):  # more than one call takes, and of two types
+        expected = sum(np.square(np.array(a.astype(mx.float32)), dtype=np.float64).sum() for a in some)
+        assert sum_of_squares(some).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_without_a_kernel_the_sum_of_squares_is_the_same_to_the_bit():
+    arrays = [random(3), random(100, 7), random(5, 5, dtype=mx.bfloat16)]
+    total = mx.array(0.0)
+    for a in arrays:
+        total = total + a.astype(mx.float32).square().sum()
+    if not cuda.on_cuda():
+        assert sum_of_squares(arrays).item() == total.item()
+
+
+def test_the_switch_and_what_is_under_vmap(monkeypatch):
+    monkeypatch.setattr(mx.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu, 0))
+    assert cuda.on_cuda()
+    assert cuda.usable()
+    with fused.mapped():
+        assert cuda.on_cuda()
+        assert not cuda.usable()
+        with cuda.under_vmap(False):
+            assert cuda.usable()
+    assert cuda.usable()
+    monkeypatch.setenv("LMXEXP_CUDA_KERNELS", "0")
+    assert not cuda.on_cuda()
