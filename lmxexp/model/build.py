@@ -10,6 +10,26 @@ from lmxexp.interfaces import ConfigError
 from lmxexp.model.language_model import LanguageModel
 
 
+def check_documents(model: LanguageModel) -> None:
+    """Refuse a model that cannot keep documents apart; nothing is computed.
+
+    Raises:
+        ConfigError: a part of it cannot.
+    """
+    tokens = mx.zeros((1, 8), mx.int32)
+    training = model.training
+    model.eval()
+    try:
+        model.hidden(tokens, segment_ids=tokens)
+    except NotImplementedError as error:
+        raise ConfigError(
+            "data.document_mask=true: the model cannot keep the documents of a row apart "
+            f"({error or 'segment_ids are not implemented'}): take another attention, or data.document_mask=false"
+        ) from error
+    finally:
+        model.train(training)
+
+
 def build_model(cfg: DictConfig, *, vocab_size: int) -> LanguageModel:
     """The model that ``cfg`` describes, initialised from ``cfg.seed``.
 
