@@ -25,7 +25,7 @@ from lmxexp.data.build import build_source
 from lmxexp.identity import SWEEP_NODES, identity
 from lmxexp.interfaces import ConfigError, Ramp, RunInfo, Source
 from lmxexp.logger.loggers import Loggers
-from lmxexp.model.build import build_model
+from lmxexp.model.build import build_model, check_documents
 from lmxexp.model.language_model import LanguageModel
 from lmxexp.ops.trees import by_path
 from lmxexp.optim.build import optimizer_of
@@ -134,6 +134,8 @@ def steps_in_parts(
         _check_same_data(run_files.load_record(Path(branch.path)), source, f"branch={branch.path}")
     _check_same_data(before, source, f"resume={directory}")
     model = build_model(cfg, vocab_size=source.vocab_size)
+    if getattr(source, "document_mask", False):
+        check_documents(model)
     chosen_precision = precision.resolve(settings.precision, on_gpu=device.is_gpu())
     if chosen_precision == "bf16":
         model.set_dtype(mx.bfloat16)

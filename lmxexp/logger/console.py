@@ -285,6 +285,8 @@ def _headline(info: RunInfo) -> Text:
     parts = [" ".join(f"{k}={v}" for k, v in info.choices.items()), f"{info.total_steps:,} steps"]
     if ramp := info.record.get("ramp"):
         parts.append(ramp)
+    if packing := (info.record.get("data") or {}).get("packing"):
+        parts.append(f"packed into {packing['rows']:,} rows, {packing['efficiency']:.2%} full")
     if info.resume_step:
         parts.append(f"resumed at {info.resume_step:,}")
     return Text(" · ".join(p for p in parts if p), style="dim")
