@@ -261,7 +261,9 @@ class Source(Protocol):
     the data's seed are in its configuration.
 
     One whose rows are running text, of which every piece is text again, has a true attribute ``divisible``; one whose
-    batches have ``segment_ids``, a true attribute ``document_mask``."""
+    batches have ``segment_ids``, a true attribute ``document_mask``. One that is made of others has them by name as
+    ``sources``, which are evaluated each by itself as well, and may say by ``seen(tokens)`` what of them the first
+    ``tokens`` of training were: metrics, logged as ``data/…``."""
 
     vocab_size: int
     tokenizer: Tokenizer | None

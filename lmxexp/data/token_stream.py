@@ -74,6 +74,8 @@ class TokenStream:
         check_sizes(seq_len, batch_size, seed, max_eval_tokens)
         self.seq_len, self.batch_size, self.seed = seq_len, batch_size, seed
         self.document_mask, self.order = document_mask, order
+        self.weighted = document_mask or packing == "best_fit"
+        """Whether training batches have weights."""
         cache = Path(cache_dir).expanduser()
         texts = Texts(corpus.train, corpus.validation)
         self.tokenizer: Tokenizer | None = tokenizer(texts=texts, fingerprint=corpus.fingerprint, cache_dir=cache)
