@@ -134,7 +134,7 @@ def steps_in_parts(
         _check_same_data(run_files.load_record(Path(branch.path)), source, f"branch={branch.path}")
     _check_same_data(before, source, f"resume={directory}")
     model = build_model(cfg, vocab_size=source.vocab_size)
-    if getattr(source, "document_mask", False):
+    if document_mask := getattr(source, "document_mask", False):
         check_documents(model)
     chosen_precision = precision.resolve(settings.precision, on_gpu=device.is_gpu())
     if chosen_precision == "bf16":
@@ -142,7 +142,8 @@ def steps_in_parts(
     optimizer = optimizer_of(cfg)
     optimizer.init(model.trainable_parameters())
     loss = build(cfg.loss)
-    ledger = Ledger(model, optimizer, loss, settings, precision.compute_dtype(chosen_precision))
+    compute_dtype = precision.compute_dtype(chosen_precision)
+    ledger = Ledger(model, optimizer, loss, settings, compute_dtype, document_mask)
     adapts = settings.n_micro == "auto"
     settings = with_parts(settings, ledger, known=before.get("n_micro") if at_least == 1 else None, at_least=at_least)
     peak_gflops = _peak_gflops(chosen_precision)
