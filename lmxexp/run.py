@@ -135,7 +135,7 @@ def steps_in_parts(
     _check_same_data(before, source, f"resume={directory}")
     model = build_model(cfg, vocab_size=source.vocab_size)
     if document_mask := getattr(source, "document_mask", False):
-        check_documents(model)
+        check_documents(model, compute=True)
     chosen_precision = precision.resolve(settings.precision, on_gpu=device.is_gpu())
     if chosen_precision == "bf16":
         model.set_dtype(mx.bfloat16)

@@ -12,8 +12,8 @@ class Shares:
 
     The expected number of rows of source k among the first x, ``A_k(x)``, is the integral of its weight. The j-th row
     of a source is due where ``A_k`` is ``j + 1/2``, and the rows of all sources follow each other as they are due. So
-    after any number of rows each source has had what it should, to within half a row for each source, there is nothing
-    random about it, and which rows number x and those after it are costs the same for any x.
+    after any number of rows each source has had what it should, to within half as many rows as there are sources;
+    nothing about it is random; and to know whose row number x is costs the same for any x.
 
     Args:
         begins: (P,) the rows, ascending from 0, at which the weights are given; after the last they stay.

@@ -72,7 +72,7 @@ class Preparation:
         if model.max_len is not None and model.max_len < cfg.train.seq_len:
             refuse(f"train.seq_len={cfg.train.seq_len}: the model has positions for {model.max_len} tokens alone")
         if document_mask:
-            check_documents(model)
+            check_documents(model, compute=False)  # there are no weights
         build(cfg.model.init)
         optimizer_of(cfg)
         ramp_of(cfg)

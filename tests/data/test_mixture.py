@@ -167,10 +167,10 @@ def test_a_batch_takes_well_under_a_step(make):
     source = make(weights=HALF, curriculum=[{"batch": 40, "weights": {"a": 1, "b": 1, "c": 1}}])
     times = []
     for index in range(50):
-        start = time.perf_counter()
+        start = time.process_time()
         source.batch(index)
-        times.append(time.perf_counter() - start)
-    assert np.median(times) < 4e-3  # 0.3 ms where nothing else runs
+        times.append(time.process_time() - start)
+    assert np.median(times) < 4e-3  # 0.3 ms of a processor
 
 
 def test_a_run_tells_each_source_and_resumes_to_the_bit(texts, tmp_path, monkeypatch):

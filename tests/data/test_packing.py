@@ -89,7 +89,7 @@ def test_a_million_documents_take_seconds():
     lengths = np.maximum(1, np.random.default_rng(0).lognormal(6, 1.2, 1_000_000)).astype(np.int64)
     starts = np.cumsum(lengths) - lengths
     tokens = Tokens([np.broadcast_to(np.uint16(1), (int(lengths.sum()),))], starts)
-    start = time.perf_counter()
+    start = time.process_time()
     plan = packed(tokens, 2049)
-    assert time.perf_counter() - start < 4  # 0.2 s where nothing else runs
+    assert time.process_time() - start < 4  # 0.2 s of a processor
     assert plan.efficiency > 0.999

@@ -67,10 +67,10 @@ def test_several_epochs_at_once_and_any_shape():
 def test_the_last_place_costs_what_the_first_does():
     n = 10**15 + 37
     places = np.concatenate([np.arange(16), n - 1 - np.arange(16)])
-    start = time.perf_counter()
+    start = time.process_time()
     for epoch in range(50):
         got = shuffled(places, n, 0, np.full(32, epoch))
         assert len(set(got.tolist())) == 32
         assert got.min() >= 0
         assert got.max() < n
-    assert (time.perf_counter() - start) / 50 < 5e-3  # 0.1 ms where nothing else runs
+    assert (time.process_time() - start) / 50 < 5e-3  # 0.1 ms of a processor
