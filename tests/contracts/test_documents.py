@@ -18,7 +18,7 @@ from lmxexp.ramp.seq_len import SeqLen
 from lmxexp.tokenizer.char import CharTokenizer
 from lmxexp.train.evaluator import Evaluator
 from lmxexp.train.step import TrainStep
-from tests.contracts.small_models import LENGTH, one_of_each_class, relative_error, small_model, tokens
+from tests.contracts.small_models import LENGTH, kinds, one_of_each_class, relative_error, small_model, tokens
 
 LETTERS = "abcdefghijklmnop"
 CHANGED = 7
@@ -161,10 +161,16 @@ def test_in_a_population(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", [kind for kind in kinds("attention") if f"attention={kind}" not in MIXERS])
+def test_every_other_kind(tmp_path, kind):
+    assert_apart(tmp_path, (f"attention={kind}",), n_micro=2, compile=False)
+
+
+@pytest.mark.slow
 @every_mixer
 def test_compiled_and_in_a_population(tmp_path, overrides):
-    eager, _ = assert_apart(tmp_path, overrides, n_micro=2, compile=False)
     compiled, _ = assert_apart(tmp_path, overrides, n_micro=2, compile=True)
+    eager, *_ = trained(Source(tmp_path, False), overrides, n_micro=2, compile=False)
     assert compiled == pytest.approx(eager, rel=1e-4)
     assert_apart_in_a_population(tmp_path, overrides, n_micro=1)
 
