@@ -20,6 +20,14 @@ _TAKEN = ("loss", "ppl", "accuracy", "bpb", "ema", "lawa")
 """What stands after ``eval/`` already."""
 
 
+_SUMMED = (
+    *(f"{split}_{what}" for split in ("train", "validation") for what in ("tokens", "bytes", "documents")),
+    "eval_targets",
+    "eval_bytes",
+)
+"""Of the records of sources."""
+
+
 class Mixture:
     """Rows of several sources in every batch, in proportion to their weights.
 
@@ -85,14 +93,13 @@ class Mixture:
         self.shares = self._shares(weights, curriculum or [], change)
 
         of_sources = {name: source.record for name, source in self.sources.items()}
-        self.eval_bytes = _sum(record["eval_bytes"] for record in of_sources.values())
+        sums = {key: _sum(record[key] for record in of_sources.values()) for key in _SUMMED}
+        self.eval_bytes = sums["eval_bytes"]
         self.fingerprint = fingerprint_of("mixture", sorted((n, s.fingerprint) for n, s in self.sources.items()))
-        summed = ("train_tokens", "train_documents", "validation_tokens", "eval_targets")
         self.record: dict[str, Any] = {
             "fingerprint": self.fingerprint,
             "vocab_size": self.vocab_size,
-            **{key: sum(record[key] for record in of_sources.values()) for key in summed},
-            "eval_bytes": self.eval_bytes,
+            **sums,
             **({"document_mask": True} if self.document_mask else {}),
             "weights": dict(zip(self.sources, self.shares.weights_at(0).tolist(), strict=True)),
             "sources": of_sources,

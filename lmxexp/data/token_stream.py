@@ -110,6 +110,7 @@ class TokenStream:
             "train_documents": len(self._train.starts),
             "validation_tokens": validation.count,
             "validation_bytes": validation.bytes,
+            "validation_documents": len(whole.starts),
             "eval_targets": self._eval_targets,
             "eval_bytes": self.eval_bytes,
             **({"document_mask": True} if document_mask else {}),
