@@ -226,7 +226,8 @@ def _training(
         for group in groups_of(optimizer, model.trainable_parameters())
     ]
     try:
-        ledger = Ledger(model, optimizer, build(cfg.loss), settings, precision.compute_dtype(chosen))
+        document_mask = bool(cfg.data.get("document_mask", False))
+        ledger = Ledger(model, optimizer, build(cfg.loss), settings, precision.compute_dtype(chosen), document_mask)
         memory = ledger.of(with_parts(settings, ledger).parts)
     except ValueError as error:  # a primitive that MLX cannot trace
         return chosen, parts, None, str(error)

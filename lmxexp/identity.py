@@ -15,6 +15,8 @@ SWEEP_NODES = ("sweep", "match", "tune")
 
 _LEFT_OUT = frozenset(("name", "tags", "resume", "choice", "logger", "debug", *SWEEP_NODES))
 """Names, places and reports."""
+_SINCE_PACKING = {"document_mask": False, "packing": "stream", "order": "random"}
+"""Settings of data that there were none of, and what everything was before."""
 _LEFT_OUT_OF_TRAIN = frozenset(("keep", "memory_limit_gb", "self_test", "profile", "profile_capture"))
 """Can end a run, or take disk space or time; cannot change a number."""
 
@@ -41,7 +43,9 @@ def _kept(group: str, node: Any) -> Any:
     if group == "train" and isinstance(node, Mapping):
         return {key: value for key, value in node.items() if key not in _LEFT_OUT_OF_TRAIN}
     if group in ("data", "tokenizer", "branch"):
-        return _without_paths(node)
+        node = _without_paths(node)
+    if group == "data" and isinstance(node, Mapping):
+        return {key: value for key, value in node.items() if key not in _SINCE_PACKING or value != _SINCE_PACKING[key]}
     return node
 
 

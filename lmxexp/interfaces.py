@@ -107,8 +107,9 @@ class PositionEmbedding(Protocol):
     max_len: int | None
     """The most positions there are vectors for; None: no bound."""
 
-    def __call__(self, x: mx.array, offset: int) -> mx.array:
-        """``(B, L, D) -> (B, L, D)``."""
+    def __call__(self, x: mx.array, offset: int, places: mx.array | None = None) -> mx.array:
+        """``(B, L, D) -> (B, L, D)``; ``offset`` is the position of the first of the L. With documents kept apart,
+        ``places`` ``(B, L)`` is where each position stands in its own document, and counts instead."""
         ...
 
 
@@ -259,7 +260,10 @@ class Source(Protocol):
     """Batches of training and evaluation data. Made by ``factory(tokenizer=factory)``; sequence length, batch size and
     the data's seed are in its configuration.
 
-    One whose rows are running text, of which every piece is text again, has a true attribute ``divisible``."""
+    One whose rows are running text, of which every piece is text again, has a true attribute ``divisible``; one whose
+    batches have ``segment_ids``, a true attribute ``document_mask``. One that is made of others has them by name as
+    ``sources``, which are evaluated each by itself as well, and may say by ``seen(tokens)`` what of them the first
+    ``tokens`` of training were: metrics, logged as ``data/…``."""
 
     vocab_size: int
     tokenizer: Tokenizer | None

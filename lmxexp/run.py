@@ -25,7 +25,7 @@ from lmxexp.data.build import build_source
 from lmxexp.identity import SWEEP_NODES, identity
 from lmxexp.interfaces import ConfigError, Ramp, RunInfo, Source
 from lmxexp.logger.loggers import Loggers
-from lmxexp.model.build import build_model
+from lmxexp.model.build import build_model, check_documents
 from lmxexp.model.language_model import LanguageModel
 from lmxexp.ops.trees import by_path
 from lmxexp.optim.build import optimizer_of
@@ -134,13 +134,16 @@ def steps_in_parts(
         _check_same_data(run_files.load_record(Path(branch.path)), source, f"branch={branch.path}")
     _check_same_data(before, source, f"resume={directory}")
     model = build_model(cfg, vocab_size=source.vocab_size)
+    if document_mask := getattr(source, "document_mask", False):
+        check_documents(model, compute=True)
     chosen_precision = precision.resolve(settings.precision, on_gpu=device.is_gpu())
     if chosen_precision == "bf16":
         model.set_dtype(mx.bfloat16)
     optimizer = optimizer_of(cfg)
     optimizer.init(model.trainable_parameters())
     loss = build(cfg.loss)
-    ledger = Ledger(model, optimizer, loss, settings, precision.compute_dtype(chosen_precision))
+    compute_dtype = precision.compute_dtype(chosen_precision)
+    ledger = Ledger(model, optimizer, loss, settings, compute_dtype, document_mask)
     adapts = settings.n_micro == "auto"
     settings = with_parts(settings, ledger, known=before.get("n_micro") if at_least == 1 else None, at_least=at_least)
     peak_gflops = _peak_gflops(chosen_precision)

@@ -128,7 +128,8 @@ def _unknown_kinds(override: Override, loader: ConfigLoader) -> list[str]:
     shown = shorten(override.get_key_element()).lstrip("+~")
     if override.is_delete() or isinstance(override._value, Glob):
         return []
-    if "." in override.get_key_element().partition("@")[2].removeprefix(PARENT + "."):
+    below = group.startswith(f"{PARENT}/")
+    if below and "." in override.get_key_element().partition("@")[2].removeprefix(PARENT + "."):
         # softcap@score_softcap.cap=10
         value = override.get_value_element_as_str()
         key = f"{PARENT}.{(override.package or '').removeprefix(PARENT + '.')}"

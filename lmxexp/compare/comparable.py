@@ -12,6 +12,7 @@ from lmxexp.compare.read import Run
 DEFAULT_METRIC = "eval/loss"
 _PER_BYTE = "eval/bpb"
 _OTHER_TEXT = "the runs are not evaluated on the same text"
+_OTHER_CONTEXT = "some runs are evaluated with data.document_mask=true, within documents, and others are not"
 
 
 def choose_metric(runs: Sequence[Run], asked: str | None) -> tuple[str, list[str]]:
@@ -30,6 +31,8 @@ def choose_metric(runs: Sequence[Run], asked: str | None) -> tuple[str, list[str
     metric = DEFAULT_METRIC if asked is None else asked
     if len({run.fingerprint for run in runs}) < 2 or not _is_of_text(metric):
         return metric, []
+    if len({_is_masked(run) for run in runs}) > 1:
+        return metric, [_OTHER_CONTEXT]
     if len({_tokenizer(run) for run in runs}) > 1:
         return _between_tokenizers(runs, asked)
     if len({_evaluated(run) for run in runs}) > 1:
@@ -42,6 +45,8 @@ def why_not_comparable(runs: Sequence[Run], metric: str) -> str:
     """Why the metric means something else in some of the runs than in others; empty where it does not."""
     if len({run.fingerprint for run in runs}) < 2 or not _is_of_text(metric):
         return ""
+    if len({_is_masked(run) for run in runs}) > 1:
+        return _OTHER_CONTEXT
     if len({_tokenizer(run) for run in runs}) > 1:
         return "" if metric.endswith("/bpb") else f"the tokenizers differ, and {metric} is per token"
     return _OTHER_TEXT if len({_evaluated(run) for run in runs}) > 1 else ""
@@ -91,6 +96,10 @@ def _tokenizer(run: Run) -> Any:
 def _evaluated(run: Run) -> Any:
     data = run.record.get("data") or {}
     return tuple(data.get(key) for key in ("eval_targets", "eval_bytes"))
+
+
+def _is_masked(run: Run) -> bool:
+    return bool((run.record.get("data") or {}).get("document_mask"))
 
 
 def _device(run: Run) -> str | None:

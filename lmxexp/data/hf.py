@@ -8,7 +8,7 @@ from typing import Any
 from lmxexp.data.corpus import Corpus, Documents, check_fraction, cut, fingerprint_of
 from lmxexp.data.download import download, is_url
 from lmxexp.data.text_files import corpus_of_files
-from lmxexp.data.token_stream import TokenStream
+from lmxexp.data.token_stream import Order, Packing, TokenStream
 from lmxexp.interfaces import ConfigError, Tokenizer
 
 _ROWS = 1000  # of a column turned into Python strings at once
@@ -36,6 +36,7 @@ class HuggingFace(TokenStream):
         seed: of the order of the data.
         max_eval_tokens: targets to evaluate at most; None: the whole validation split.
         cache_dir: directory of token files, learned tokenizers and downloads; ``datasets`` has its own.
+        document_mask, packing, order: see `TokenStream`.
 
     Raises:
         ConfigError: for a data set, split, column or file that is not there, and where the network would be needed and
@@ -59,6 +60,9 @@ class HuggingFace(TokenStream):
         seed: int = 0,
         max_eval_tokens: int | None = None,
         cache_dir: str = "~/.cache/lmxexp",
+        document_mask: bool = False,
+        packing: Packing = "stream",
+        order: Order = "random",
     ):
         check_fraction(val_fraction)
         if path is not None:
@@ -78,6 +82,9 @@ class HuggingFace(TokenStream):
             seed=seed,
             max_eval_tokens=max_eval_tokens,
             cache_dir=cache_dir,
+            document_mask=document_mask,
+            packing=packing,
+            order=order,
         )
 
 

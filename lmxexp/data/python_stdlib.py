@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lmxexp.data.corpus import Corpus, check_fraction, fingerprint_of
-from lmxexp.data.token_stream import TokenStream
+from lmxexp.data.token_stream import Order, Packing, TokenStream
 from lmxexp.interfaces import ConfigError, Tokenizer
 
 # Tests (and with them the fixtures of lib2to3), installed packages, and what differs from build to build.
@@ -33,6 +33,7 @@ class PythonStdlib(TokenStream):
         seed: of the order of the data.
         max_eval_tokens: targets to evaluate at most; None: the whole validation split.
         cache_dir: directory of token files and learned tokenizers.
+        document_mask, packing, order: see `TokenStream`.
 
     Raises:
         ConfigError: where the interpreter ships no sources; see also `TokenStream`.
@@ -47,6 +48,9 @@ class PythonStdlib(TokenStream):
         seed: int = 0,
         max_eval_tokens: int | None = None,
         cache_dir: str = "~/.cache/lmxexp",
+        document_mask: bool = False,
+        packing: Packing = "stream",
+        order: Order = "random",
     ):
         super().__init__(
             _kept_corpus(stdlib_root(), val_fraction),
@@ -56,6 +60,9 @@ class PythonStdlib(TokenStream):
             seed=seed,
             max_eval_tokens=max_eval_tokens,
             cache_dir=cache_dir,
+            document_mask=document_mask,
+            packing=packing,
+            order=order,
         )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from lmxexp.data.text_files import corpus_of_files
-from lmxexp.data.token_stream import TokenStream
+from lmxexp.data.token_stream import Order, Packing, TokenStream
 from lmxexp.interfaces import Tokenizer
 
 
@@ -23,6 +23,7 @@ class Text(TokenStream):
         seed: of the order of the data.
         max_eval_tokens: targets to evaluate at most; None: the whole validation split.
         cache_dir: directory of token files and learned tokenizers.
+        document_mask, packing, order: see `TokenStream`.
 
     Raises:
         ConfigError: see `corpus_of_files` and `TokenStream`.
@@ -39,6 +40,9 @@ class Text(TokenStream):
         seed: int = 0,
         max_eval_tokens: int | None = None,
         cache_dir: str = "~/.cache/lmxexp",
+        document_mask: bool = False,
+        packing: Packing = "stream",
+        order: Order = "random",
     ):
         super().__init__(
             corpus_of_files(path, val_path, val_fraction),
@@ -48,4 +52,7 @@ class Text(TokenStream):
             seed=seed,
             max_eval_tokens=max_eval_tokens,
             cache_dir=cache_dir,
+            document_mask=document_mask,
+            packing=packing,
+            order=order,
         )

@@ -11,6 +11,7 @@ import numpy as np
 
 from lmxexp.data.cache import warn_unwritable, write_atomically
 from lmxexp.data.corpus import Documents, fingerprint_of
+from lmxexp.data.tokens import Tokens
 from lmxexp.interfaces import Tokenizer
 
 FORMAT = 1
@@ -37,6 +38,8 @@ class TokenInfo:
     """Of the tokens."""
     lossless: bool | None
     """Whether decoding gives the text back, to the letter; None: not looked at."""
+    starts: list[int]
+    """Where each document's own first token is; what joins it to the next belongs to it."""
 
 
 def tokens_of(
@@ -48,7 +51,7 @@ def tokens_of(
     split: str,
     cache_dir: Path,
     check_lossless: bool = False,
-) -> tuple[np.ndarray, TokenInfo]:
+) -> tuple[Tokens, TokenInfo]:
     """The tokens of a split, from the cache if they are there.
 
     Documents are joined by the tokenizer's end-of-text token, or by a newline where it has none. A cache that cannot
@@ -76,10 +79,15 @@ def tokens_of(
             return found
     encoder = _Encoder(documents, tokenizer, dtype, check_lossless)
     ids = np.concatenate([np.empty(0, dtype), *encoder])
-    return ids, encoder.info(**expected)
+    info = encoder.info(**expected)
+    return _with_starts(ids, info), info
 
 
-def _read(file: Path, expected: dict[str, str]) -> tuple[np.ndarray, TokenInfo] | None:
+def _with_starts(ids: np.ndarray, info: TokenInfo) -> Tokens:
+    return Tokens([ids], np.array(info.starts, np.int64))
+
+
+def _read(file: Path, expected: dict[str, str]) -> tuple[Tokens, TokenInfo] | None:
     try:
         info = TokenInfo(**json.loads(file.with_suffix(".json").read_text(encoding="utf-8")))
         dtype = np.dtype(expected["dtype"])
@@ -88,9 +96,9 @@ def _read(file: Path, expected: dict[str, str]) -> tuple[np.ndarray, TokenInfo] 
         if file.stat().st_size != info.count * dtype.itemsize:
             return None
         if info.count == 0:  # no empty file can be mapped
-            return np.empty(0, dtype), info
+            return _with_starts(np.empty(0, dtype), info), info
         # As a plain array: indexing a np.memmap is slower, for it makes a np.memmap again.
-        return np.asarray(np.memmap(file, dtype, mode="r")), info
+        return _with_starts(np.asarray(np.memmap(file, dtype, mode="r")), info), info
     except (OSError, ValueError, TypeError):
         return None
 
@@ -102,6 +110,7 @@ class _Encoder:
         self.documents, self.tokenizer, self.dtype = documents, tokenizer, dtype
         self.count = self.n_bytes = 0
         self.digest = hashlib.sha256()
+        self.starts: list[int] = []
         self.lossless = True if check_lossless else None
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -109,11 +118,15 @@ class _Encoder:
         joint = self.tokenizer.encode("\n") if eos is None else np.array([eos], self.dtype)
         joint_bytes = 1 if eos is None else 0
         first = True
+        place = 0
         for texts in _groups(self.documents()):
             parts = []
             for text, ids in zip(texts, self._encode(texts), strict=True):
                 self.n_bytes += len(text.encode("utf-8")) + (0 if first else joint_bytes)
                 parts += [ids] if first else [joint, ids]
+                place += 0 if first else len(joint)
+                self.starts.append(place)
+                place += len(ids)
                 first = False
                 if self.lossless:
                     self.lossless = self.tokenizer.decode(ids.tolist()) == text
@@ -130,7 +143,12 @@ class _Encoder:
 
     def info(self, **names: Any) -> TokenInfo:
         return TokenInfo(
-            **names, count=self.count, bytes=self.n_bytes, sha256=self.digest.hexdigest(), lossless=self.lossless
+            **names,
+            count=self.count,
+            bytes=self.n_bytes,
+            sha256=self.digest.hexdigest(),
+            lossless=self.lossless,
+            starts=self.starts,
         )
 
 

@@ -38,3 +38,14 @@ class Tokens:
         if len(self.parts) == 1:
             return self.parts[0][offsets[:, None] + np.arange(length)].astype(np.int32)
         return np.stack([self.slice(int(o), int(o) + length).astype(np.int32) for o in offsets])
+
+    def take(self, places: np.ndarray) -> np.ndarray:
+        """The tokens at ``places``, of any shape, as int32."""
+        if len(self.parts) == 1:
+            return self.parts[0][places].astype(np.int32)
+        which = np.searchsorted(self._begins, places, "right") - 1
+        out = np.empty(np.shape(places), np.int32)
+        for part in np.unique(which).tolist():
+            here = which == part
+            out[here] = self.parts[part][places[here] - self._begins[part]]
+        return out

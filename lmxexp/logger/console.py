@@ -285,6 +285,9 @@ def _headline(info: RunInfo) -> Text:
     parts = [" ".join(f"{k}={v}" for k, v in info.choices.items()), f"{info.total_steps:,} steps"]
     if ramp := info.record.get("ramp"):
         parts.append(ramp)
+    if packing := (info.record.get("data") or {}).get("packing"):
+        full = math.floor(1e4 * packing["efficiency"]) / 100  # 100 % is without padding, and nothing else
+        parts.append(f"packed into {packing['rows']:,} rows, {full:.2f} % full")
     if info.resume_step:
         parts.append(f"resumed at {info.resume_step:,}")
     return Text(" · ".join(p for p in parts if p), style="dim")

@@ -97,7 +97,7 @@ class Wandb:
         self._sync += str(self._folder)
 
         self._run = self._init(info, mode)
-        for pattern in ("train/*", "eval/*", "perf/*", "mem/*"):
+        for pattern in ("train/*", "eval/*", "data/*", "perf/*", "mem/*"):
             self._run.define_metric(pattern, step_metric="tokens")
         self._run.define_metric("tokens", hidden=True)
         self._run.define_metric("eval/loss", step_metric="tokens", summary="min")

@@ -10,6 +10,35 @@ from lmxexp.interfaces import ConfigError
 from lmxexp.model.language_model import LanguageModel
 
 
+def check_documents(model: LanguageModel, *, compute: bool) -> None:
+    """Refuse a model that cannot keep documents apart.
+
+    Args:
+        compute: whether to see if it does, on two documents of four tokens, and not only whether it says it cannot. A
+            mixer whose output matrix is zero still hides what it sees.
+
+    Raises:
+        ConfigError: a part of it cannot.
+    """
+    first, other = mx.array([[0, 1, 0, 1, 0, 1, 0, 1], [1, 0, 1, 1, 0, 1, 0, 1]]) % model.vocab_size
+    ids = mx.array([[0] * 4 + [1] * 4])
+    training = model.training
+    model.eval()
+    try:
+        a, b = (model.hidden(tokens[None], segment_ids=ids)[0][:, 4:].astype(mx.float32) for tokens in (first, other))
+        seen = compute and (mx.abs(a - b).max() > 1e-3 * mx.abs(a).max()).item()
+        why = "it takes segment_ids, and does not heed them" if seen else None
+    except NotImplementedError as error:
+        why = str(error) or "segment_ids are not implemented"
+    finally:
+        model.train(training)
+    if why is not None:
+        raise ConfigError(
+            f"data.document_mask=true: the model cannot keep the documents of a row apart ({why}): "
+            "take another attention, or data.document_mask=false"
+        )
+
+
 def build_model(cfg: DictConfig, *, vocab_size: int) -> LanguageModel:
     """The model that ``cfg`` describes, initialised from ``cfg.seed``.
 

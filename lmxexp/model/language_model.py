@@ -12,6 +12,7 @@ from lmxexp import device
 from lmxexp.interfaces import Aux, ConfigError, Factory, Shared
 from lmxexp.model.cache import NoState
 from lmxexp.ops.cross_entropy import cross_entropy
+from lmxexp.ops.documents import places
 from lmxexp.ops.head_loss import head_loss
 from lmxexp.ops.trees import by_path
 
@@ -101,7 +102,7 @@ class LanguageModel(nn.Module):
             cache: one per layer, from `make_cache`; brought up to date in place.
             segment_ids: ``(B, L)``; positions of different segments do not see each other.
         """
-        x = self.embedded(tokens, cache[0].offset if cache else 0)
+        x = self.embedded(tokens, cache[0].offset if cache else 0, segment_ids)
         aux: Aux = {}
         shared: Shared = {}
         for i, (layer, layer_cache) in enumerate(zip(self.layers, cache or [None] * len(self.layers), strict=True)):
@@ -111,11 +112,12 @@ class LanguageModel(nn.Module):
                 layer_cache.offset += tokens.shape[1]
         return self.norm(x), aux
 
-    def embedded(self, tokens: mx.array, offset: int = 0) -> mx.array:
+    def embedded(self, tokens: mx.array, offset: int = 0, segment_ids: mx.array | None = None) -> mx.array:
         """``(B, L)`` token ids, the first at position ``offset``, to ``(B, L, D)``: what the first layer gets."""
         x = self.embedding.embed(tokens)
         if self.position_embedding is not None:
-            x = self.position_embedding(x, offset)
+            of_documents = () if segment_ids is None else (places(segment_ids),)
+            x = self.position_embedding(x, offset, *of_documents)
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         return self.embedding_dropout(x)

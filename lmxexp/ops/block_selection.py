@@ -2,14 +2,7 @@
 
 import mlx.core as mx
 
-from lmxexp.ops.documents import starts
 from lmxexp.ops.sort_rows import sort_rows
-
-
-def document_starts(segment_ids: mx.array) -> mx.array:
-    """``(B, L)`` ids to ``(B, L)`` int32: the position at which each position's document begins, see `starts`."""
-    position = mx.arange(segment_ids.shape[1])
-    return mx.cummax(mx.where(starts(segment_ids), position, 0), axis=1)
 
 
 def attend_to_blocks(

@@ -34,10 +34,15 @@ def shape_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration without what members may differ in."""
     kept = {key: node for key, node in config.items() if key not in (*_NO_MATTER, "seed")}
     kept |= {key: _without_numbers(kept.get(key)) for key in _NUMBERS}
-    kept["data"] = {k: v for k, v in (kept.get("data") or {}).items() if k != "seed"}
+    kept["data"] = _without_seeds(kept.get("data") or {})
     model = dict(kept.get("model") or {})
     kept["model"] = model | {"init": _without_numbers(model.get("init"))}
     return {**kept, "until": (config.get("sweep") or {}).get("until")}
+
+
+def _without_seeds(node: Any) -> Any:
+    """Of data, and of the sources that it may be made of."""
+    return {k: _without_seeds(v) for k, v in node.items() if k != "seed"} if isinstance(node, Mapping) else node
 
 
 def _without_numbers(node: Any) -> Any:

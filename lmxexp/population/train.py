@@ -144,7 +144,10 @@ def _train(population: Population) -> None:
 
 def _size_within(memory_gb: float, trainer: Trainer) -> int:
     """Members whose steps are estimated to fit; one at least."""
-    ledger = Ledger(trainer.model, trainer.optimizer, trainer.loss, trainer.settings, trainer.compute_dtype)
+    document_mask = getattr(trainer.source, "document_mask", False)
+    ledger = Ledger(
+        trainer.model, trainer.optimizer, trainer.loss, trainer.settings, trainer.compute_dtype, document_mask
+    )
     try:
         step = ledger.of(trainer.settings.parts)
     except ValueError:  # what MLX cannot trace is left to be found out

@@ -24,7 +24,7 @@ class Preparation:
     """
 
     def __init__(self) -> None:
-        self._sources: dict[str, tuple[str, int]] = {}
+        self._sources: dict[str, tuple[str, int, bool]] = {}
         self._built: set[str] = set()
 
     def identity(self, cfg: DictConfig, config: dict[str, Any] | None = None) -> str:
@@ -53,14 +53,15 @@ class Preparation:
             ConfigError: sizes or kinds that do not fit together.
         """
         from lmxexp.build import build
+        from lmxexp.model.build import check_documents
         from lmxexp.optim.build import optimizer_of
         from lmxexp.ramp.build import ramp_of
         from lmxexp.train.random_state import get_random_state, set_random_state
 
         config = config or resolved(cfg)
-        vocab_size = self._source(cfg, config)[1]
+        _, vocab_size, document_mask = self._source(cfg, config)
         kept = ("model", "train", "optim", "param_groups", "schedule", "ramp", "loss", "callback", "logger")
-        parts = [vocab_size, config["data"]["_target_"], *(config.get(part) for part in kept)]
+        parts = [vocab_size, document_mask, config["data"]["_target_"], *(config.get(part) for part in kept)]
         key = json.dumps(parts, sort_keys=True, default=str)
         if key in self._built:
             return
@@ -70,6 +71,8 @@ class Preparation:
         model = build(cfg.model.net)(vocab_size=vocab_size)  # arrays are made when they are looked at: never
         if model.max_len is not None and model.max_len < cfg.train.seq_len:
             refuse(f"train.seq_len={cfg.train.seq_len}: the model has positions for {model.max_len} tokens alone")
+        if document_mask:
+            check_documents(model, compute=False)  # there are no weights
         build(cfg.model.init)
         optimizer_of(cfg)
         ramp_of(cfg)
@@ -80,12 +83,12 @@ class Preparation:
         set_random_state(random_state)
         self._built.add(key)
 
-    def _source(self, cfg: DictConfig, config: dict[str, Any]) -> tuple[str, int]:
-        """Fingerprint and vocabulary."""
+    def _source(self, cfg: DictConfig, config: dict[str, Any]) -> tuple[str, int, bool]:
+        """Fingerprint, vocabulary, and whether documents are kept apart."""
         from lmxexp.data.build import build_source
 
         key = json.dumps([config["data"], config["tokenizer"]], sort_keys=True, default=str)
         if key not in self._sources:
             source = build_source(copy.deepcopy(cfg))
-            self._sources[key] = source.fingerprint, source.vocab_size
+            self._sources[key] = source.fingerprint, source.vocab_size, getattr(source, "document_mask", False)
         return self._sources[key]

@@ -1,7 +1,7 @@
 """Loss over the whole validation split."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -46,31 +46,37 @@ class Evaluator:
 
     def __call__(self, should_stop: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
         """``eval/loss`` in nats a target, ``eval/ppl``, ``eval/accuracy`` (share of targets that were the most likely
-        token) and, where the source knows its bytes, ``eval/bpb`` in bits. None: ``should_stop`` said so before the
-        split was through."""
+        token) and, where the source knows its bytes, ``eval/bpb`` in bits; of a source that is made of several, also
+        ``eval/<name>/loss`` and so on of each. None: ``should_stop`` said so before the split was through."""
         training = self.model.training
         self.model.eval()
-        totals = [0.0, 0.0, 0.0]
+        sources: Mapping[str, Source] = getattr(self.source, "sources", None) or {"": self.source}
+        totals: dict[str, list[float]] = {}
         try:
-            waiting = None
-            for batch in self.source.eval_batches():
-                if should_stop():
+            for name, source in sources.items():
+                of_source = self._totals(source, should_stop)
+                if of_source is None:
                     return None
-                for part in split(to_arrays(batch), self.n_micro):
-                    sums = self._sums(part)
-                    mx.async_eval(sums)
-                    # Read one behind: the device computes this one while the host reads the last and makes the next.
-                    totals = _added(totals, waiting)
-                    waiting = sums
-            totals = _added(totals, waiting)
+                totals[name] = of_source
         finally:
             self.model.train(training)
-        nll, n_targets, n_correct = totals
-        loss = nll / n_targets
-        metrics = {"eval/loss": loss, "eval/ppl": math.exp(min(loss, 700.0)), "eval/accuracy": n_correct / n_targets}
-        if self.source.eval_bytes is not None:
-            metrics["eval/bpb"] = nll / math.log(2) / self.source.eval_bytes
+        metrics = _metrics("eval", [sum(column) for column in zip(*totals.values(), strict=True)], self.source)
+        for name, source in sources.items() if len(sources) > 1 else ():
+            metrics |= _metrics(f"eval/{name}", totals[name], source)
         return metrics
+
+    def _totals(self, source: Source, should_stop: Callable[[], bool]) -> list[float] | None:
+        totals, waiting = [0.0, 0.0, 0.0], None
+        for batch in source.eval_batches():
+            if should_stop():
+                return None
+            for part in split(to_arrays(batch), self.n_micro):
+                sums = self._sums(part)
+                mx.async_eval(sums)
+                # Read one behind: the device computes this one while the host reads the last and makes the next.
+                totals = _added(totals, waiting)
+                waiting = sums
+        return _added(totals, waiting)
 
     def _sums_of(self, arrays: dict[str, mx.array]) -> list[mx.array]:
         if self.compiled:
@@ -83,6 +89,15 @@ class Evaluator:
         finally:
             self.model.update(params)
         return [aux["nll"], aux["n_targets"], aux["n_correct"]]
+
+
+def _metrics(prefix: str, totals: list[float], source: Source) -> dict[str, float]:
+    nll, n_targets, n_correct = totals
+    loss = nll / n_targets
+    metrics = {"loss": loss, "ppl": math.exp(min(loss, 700.0)), "accuracy": n_correct / n_targets}
+    if source.eval_bytes is not None:
+        metrics["bpb"] = nll / math.log(2) / source.eval_bytes
+    return {f"{prefix}/{name}": value for name, value in metrics.items()}
 
 
 def _added(totals: list[float], sums: list[mx.array] | None) -> list[float]:

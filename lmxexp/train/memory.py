@@ -70,6 +70,7 @@ class Ledger:
     Args:
         model, optimizer, loss, compute_dtype: as of `lmxexp.train.step.TrainStep`.
         settings: its ``n_micro`` is not read.
+        document_mask: whether the source has it.
     """
 
     def __init__(
@@ -79,8 +80,10 @@ class Ledger:
         loss: Loss,
         settings: TrainSettings,
         compute_dtype: mx.Dtype | None,
+        document_mask: bool = False,
     ):
         self._args, self._settings, self._compute_dtype = (model, optimizer, loss), settings, compute_dtype
+        self._document_mask = document_mask
         self._known: dict[int, MemoryEstimate] = {}
 
     def of(self, n_micro: int) -> MemoryEstimate:
@@ -92,6 +95,7 @@ class Ledger:
                 seq_len=self._settings.seq_len,
                 n_micro=n_micro,
                 compute_dtype=self._compute_dtype,
+                document_mask=self._document_mask,
                 on_gpu=device.is_gpu(),
             )
         return self._known[n_micro]

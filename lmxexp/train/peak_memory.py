@@ -67,6 +67,7 @@ def estimate(
     seq_len: int,
     n_micro: int = 1,
     compute_dtype: mx.Dtype | None = None,
+    document_mask: bool = False,
     on_gpu: bool = False,
 ) -> MemoryEstimate:
     """Follow the arrays of one training step from where they are made to where they are last used.
@@ -81,6 +82,7 @@ def estimate(
         batch_size: sequences of one optimizer step.
         n_micro: parts that they are computed in.
         compute_dtype: as `TrainStep` takes it.
+        document_mask: whether batches have ``segment_ids``, of which attention makes masks.
         on_gpu: whether attention, the head's loss and gated products are those of a GPU, which keep less.
 
     Raises:
@@ -95,7 +97,7 @@ def estimate(
         parameters, optimizer_state = tree_unflatten(list(zip(leaves, state, strict=True)))
         model.update(parameters)
         optimizer.state = optimizer_state
-        batch = {"inputs": tokens, "targets": tokens}
+        batch = {"inputs": tokens, "targets": tokens, **({"segment_ids": tokens} if document_mask else {})}
         if n_micro == 1:
             result = [step._whole_step(batch), model.parameters(), optimizer.state]
         else:

@@ -175,12 +175,17 @@ class Trainer:
                 f"(now {self.settings.parts}) for the same batch in smaller parts"
             )
         due = self.step % self.settings.log_every == 0 or self.step == self.settings.steps
-        self._report(numbers(scalars) | self._size_of_step() if due else {})
+        self._report(numbers(scalars) | self._size_of_step() | self._seen() if due else {})
 
     def _size_of_step(self) -> dict[str, float]:
         """As a metric, of the step that was done last, where steps differ in it."""
         grows = self.ramp.grows
         return {} if grows is None else {f"train/{grows}": float(getattr(self._stage(self.step - 1), grows))}
+
+    def _seen(self) -> dict[str, float]:
+        """As metrics, what of each source of a mixture the run has trained on."""
+        seen: Callable[[int], dict[str, float]] | None = getattr(self.source, "seen", None)
+        return {} if seen is None else {f"data/{name}": value for name, value in seen(self.tokens).items()}
 
     def _stage(self, step: int) -> Stage:
         return stage_of(self.ramp.stages, step)

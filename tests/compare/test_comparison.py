@@ -212,6 +212,14 @@ def test_a_loss_per_token_asked_for_between_tokenizers_gives_no_verdict():
     assert any("--metric eval/bpb" in w for w in comparison.warnings)
 
 
+def test_losses_within_documents_and_across_them_give_no_verdict():
+    masked = {"data": {"fingerprint": "other", "document_mask": True}}
+    comparison = compare_runs(runs_of({"mha": MHA}) + runs_of({"gqa": GQA}, record=masked))
+    assert "data.document_mask=true" in comparison.rows[1].verdict.text
+    assert comparison.rows[1].verdict.word == "not comparable"
+    assert any("data.document_mask=true" in w for w in comparison.warnings)
+
+
 def test_losses_on_different_texts_give_no_verdict():
     runs = runs_of({"mha": MHA}) + runs_of({"gqa": GQA}, record={"data": {"fingerprint": "other", "eval_bytes": 5}})
     comparison = compare_runs(runs)

@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 from lmxexp.tokenizer.byte import ByteTokenizer
 
 CONF = Path(__file__).parents[2] / "conf" / "data"
-KINDS = sorted(file.stem for file in CONF.glob("*.yaml"))
+# A mixture is of others; `test_mixture` has what it promises.
+KINDS = sorted(file.stem for file in CONF.glob("*.yaml") if file.stem != "mixture")
 
 DOCUMENTS = [
     f"Story {i}.\nÉmile saw {i * i} ships \N{SHIP} and \N{GRINNING FACE}.\n\nThe end.\n" + "x" * i for i in range(40)

@@ -29,7 +29,8 @@ class Counting:
 
 def tokens(cache_dir, documents, tokenizer=None, **names):
     names = {"tokenizer_hash": "t", "source": "s", "split": "train", **names}
-    return token_file.tokens_of(documents, tokenizer or ByteTokenizer(), cache_dir=cache_dir, **names)
+    found, info = token_file.tokens_of(documents, tokenizer or ByteTokenizer(), cache_dir=cache_dir, **names)
+    return found.slice(0, len(found)), info
 
 
 def naive():
@@ -45,7 +46,7 @@ def test_read_once_then_from_the_cache(tmp_path):
     assert np.array_equal(again, naive())
     assert info == info_again
     assert (info.count, info.bytes, info.dtype) == (len(naive()), len(naive()), "uint16")
-    assert isinstance(again.base, np.memmap)
+    assert isinstance(again.base.base, np.memmap)
     assert sorted(p.suffix for p in (tmp_path / "tokens").iterdir()) == [".bin", ".json"]
 
 

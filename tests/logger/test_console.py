@@ -214,3 +214,11 @@ def test_a_part_that_was_shown_is_named_afterwards():
     assert lines.count("size  3") == 1
     assert "part  = model.part" in lines
     assert lines.count("slot  mine.none") == 2
+
+
+def test_says_how_full_packed_rows_are(make_info, capsys):
+    packing = {"rows": 46784, "efficiency": 0.99996, "cut_documents": 690}
+    console = Console(config_tree=False)
+    console.start(make_info(record={"data": {"packing": packing}}))
+    console.finish("ok", {})
+    assert "packed into 46,784 rows, 99.99 % full" in capsys.readouterr().out

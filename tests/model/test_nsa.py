@@ -9,7 +9,8 @@ from lmxexp.interfaces import ConfigError
 from lmxexp.model.attention.nsa import Compression, NativeSparseAttention
 from lmxexp.model.position.alibi import ALiBi
 from lmxexp.model.position.rope import RoPE
-from lmxexp.ops.block_selection import attend_to_blocks, document_starts, select_blocks
+from lmxexp.ops.block_selection import attend_to_blocks, select_blocks
+from lmxexp.ops.documents import document_starts
 from tests.contracts.small_models import randomise, relative_error
 from tests.reference.sparse import native_sparse_attention
 

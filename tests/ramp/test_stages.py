@@ -186,7 +186,7 @@ def test_every_stage_takes_a_whole_batch_of_the_source():
 
 # --- from a configuration ---------------------------------------------------------------------------------------------
 
-TEXT = ["hf", "python_stdlib", "text", "tinyshakespeare", "tinystories"]
+TEXT = ["hf", "mixture", "python_stdlib", "text", "tinyshakespeare", "tinystories"]
 PROBLEMS = ["copying", "induction", "mqar"]
 
 

@@ -19,6 +19,7 @@ LEFT_OUT = re.compile(
     r"|data\.(path|val_path|cache_dir)|tokenizer\.path)"
 )
 """Names, places, reports, and how a sweep came by a configuration."""
+LATER = {"document_mask": True, "packing": "best_fit", "order": "shuffle"}
 
 
 @pytest.fixture(scope="module")
@@ -149,3 +150,11 @@ def test_how_the_text_is_cut_and_coded_counts(of):
 def test_what_a_run_is_called_and_where_it_reports_does_not_count(of):
     assert of() == of("name=x", "tags=[a,b]", "logger=[console]", "train.keep=9", "debug.traceback=true")
     assert of() != of("seed=2")
+
+
+def test_settings_of_data_that_came_later_count_where_they_say_something_new(config):
+    """A sweep of before goes on, though its configurations have more keys today."""
+    before = {**config, "data": {k: v for k, v in config["data"].items() if k not in LATER}}
+    assert identity(config, "data") == identity(before, "data")
+    for key, value in LATER.items():
+        assert identity({**config, "data": {**config["data"], key: value}}, "data") != identity(config, "data")

@@ -6,8 +6,9 @@ import mlx.core as mx
 import pytest
 from omegaconf import OmegaConf
 
-from lmxexp import compose
+from lmxexp import compose, run
 from lmxexp.interfaces import ConfigError
+from lmxexp.model.attention.gqa import GroupedQueryAttention
 from lmxexp.sweep.prepare import Preparation, resolved
 from tests.end_to_end.processes import small
 
@@ -141,3 +142,31 @@ def test_tokens_are_in_the_cache_afterwards(cfg, tmp_path, monkeypatch):
     assert written
     source_module.build_source(made.copy())
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("*") if p.is_file()} == written
+
+
+class AcrossDocuments(GroupedQueryAttention):
+    """A mixer that says that it cannot keep documents apart."""
+
+    def __call__(self, x, *, cache=None, segment_ids=None, shared=None):
+        if segment_ids is not None:
+            raise NotImplementedError("all positions are seen")
+        return super().__call__(x, cache=cache, shared=shared)
+
+
+class AcrossSilently(GroupedQueryAttention):
+    """One that says nothing."""
+
+    def __call__(self, x, *, cache=None, segment_ids=None, shared=None):
+        return super().__call__(x, cache=cache, shared=shared)
+
+
+@pytest.mark.parametrize(("kind", "why"), [(AcrossDocuments, "all positions are seen"), (AcrossSilently, "not heed")])
+def test_a_mixer_that_cannot_keep_documents_apart_is_refused(cfg, tmp_path, kind, why):
+    mixer = f"model.attention._target_={__name__}.{kind.__name__}"
+    masked = cfg(mixer, "data.document_mask=true")
+    with pytest.raises(ConfigError, match=rf"data\.document_mask=true: .*{why}.*take another attention"):
+        run(masked, tmp_path / "run")
+    if kind is AcrossDocuments:
+        with pytest.raises(ConfigError, match=why):
+            Preparation().try_out(masked)
+    Preparation().try_out(cfg(mixer))

@@ -57,6 +57,12 @@ def ledger_of(*overrides):
     return settings, Ledger(model, optimizer, build(cfg.loss), settings, None)
 
 
+def test_masks_between_documents_are_in_the_estimate():
+    settings, ledger = ledger_of("train.seq_len=256", "model.n_heads=1")
+    masked = Ledger(*ledger._args, settings, None, document_mask=True)
+    assert masked.of(1).peak >= ledger.of(1).peak + 8 * 256 * 256, "a boolean for each two positions of a row"
+
+
 # --- how many ---------------------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,8 @@ from lmxexp.model.attention.head_width import head_width
 from lmxexp.model.attention.reach import Window
 from lmxexp.model.cache import KVCache
 from lmxexp.ops.attend import attend, causal_mask
-from lmxexp.ops.block_selection import attend_to_blocks, document_starts, select_blocks
+from lmxexp.ops.block_selection import attend_to_blocks, select_blocks
+from lmxexp.ops.documents import document_starts
 from lmxexp.ops.exp import sigmoid
 
 

@@ -10,6 +10,7 @@ import mlx.core as mx
 from lmxexp.interfaces import ConfigError
 from lmxexp.model.cache import ChunkCache, KVCache, WindowCache
 from lmxexp.ops.attend import causal_mask, segment_mask
+from lmxexp.ops.documents import places
 
 
 class Full:
@@ -80,7 +81,8 @@ class Chunk(Full):
     """What lies before the query in its own chunk of ``chunk`` positions; chunks do not see each other.
 
     Args:
-        chunk: positions of a chunk, at least 1. Chunks are counted from the start of the sequence.
+        chunk: positions of a chunk, at least 1. Chunks are counted from the start of the sequence, or of the document
+            where documents are kept apart.
 
     Source: Meta 2025, "Llama 4" (local attention of the released models).
     """
@@ -96,6 +98,13 @@ class Chunk(Full):
         query = mx.arange(end - n_q, end)[:, None]
         key = mx.arange(end - n_k, end)[None]
         return (key <= query) & (query // self.chunk == key // self.chunk)
+
+    def with_segments(self, n_q: int, n_k: int, end: int, segment_ids: mx.array | None) -> mx.array | None:
+        if segment_ids is None:
+            return self.mask(n_q, n_k, end)
+        of_document = Full().with_segments(n_q, n_k, end, segment_ids)
+        assert of_document is not None
+        return of_document & segment_mask(places(segment_ids) // self.chunk)
 
     def make_cache(self) -> ChunkCache:
         return ChunkCache(self.chunk)

@@ -31,8 +31,9 @@ class SinusoidalPosition(nn.Module):
             raise ConfigError(f"model.d_model={d_model} must be even for position=sinusoidal")
         self.d_model, self.theta = d_model, theta
 
-    def __call__(self, x: mx.array, offset: int) -> mx.array:
+    def __call__(self, x: mx.array, offset: int, places: mx.array | None = None) -> mx.array:
         half = self.d_model // 2
         frequency = mx.exp(mx.arange(half) * (-mx.log(mx.array(self.theta)) / half))
-        angle = mx.arange(offset, offset + x.shape[1])[:, None] * frequency
+        places = mx.arange(offset, offset + x.shape[1]) if places is None else places
+        angle = places[..., None] * frequency
         return x + (0.02 * 2**0.5 * mx.concatenate([mx.sin(angle), mx.cos(angle)], axis=-1)).astype(x.dtype)
