@@ -7,12 +7,13 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from lmxexp.ops.exp import silu
+from lmxexp.ops.gelu import gelu, gelu_tanh
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "relu2", "silu"]
 
 _BY_NAME: dict[str, Callable[[mx.array], mx.array]] = {
-    "gelu": nn.gelu,  # exact, by erf
-    "gelu_tanh": nn.gelu_approx,
+    "gelu": gelu,  # exact
+    "gelu_tanh": gelu_tanh,
     "relu": nn.relu,
     "relu2": nn.relu2,  # So et al. 2021, "Primer"
     "silu": silu,

@@ -14,7 +14,7 @@ import mlx.nn as nn
 from lmxexp import device
 from lmxexp.ops.own_gradient import own_gradient
 
-_LOWEST, _HIGHEST = -87.0, 88.0
+LOWEST, _HIGHEST = -87.0, 88.0
 """Below, and above, exp is no normal fp32 number."""
 
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
@@ -39,17 +39,17 @@ def is_slow() -> bool:
 
 def silu(x: mx.array) -> mx.array:
     """``x * sigmoid(x)``."""
-    return x * _sigmoid(x) if _is_ours(x) else nn.silu(x)
+    return x * _sigmoid(x) if is_ours(x) else nn.silu(x)
 
 
 def sigmoid(x: mx.array) -> mx.array:
     """``1 / (1 + exp(-x))``."""
-    return _sigmoid(x) if _is_ours(x) else mx.sigmoid(x)
+    return _sigmoid(x) if is_ours(x) else mx.sigmoid(x)
 
 
 def softmax(x: mx.array) -> mx.array:
     """Over the last axis. Of a score of minus infinity it is 0."""
-    return _softmax(x) if _is_ours(x, LARGEST) else mx.softmax(x, axis=-1)
+    return _softmax(x) if is_ours(x, LARGEST) else mx.softmax(x, axis=-1)
 
 
 def logsumexp(x: mx.array) -> mx.array:
@@ -58,10 +58,11 @@ def logsumexp(x: mx.array) -> mx.array:
     Shapes:
         ``(..., V)`` to ``(...)``.
     """
-    return _logsumexp(x) if _is_ours(x, LARGEST) else mx.logsumexp(x, axis=-1)
+    return _logsumexp(x) if is_ours(x, LARGEST) else mx.logsumexp(x, axis=-1)
 
 
-def _is_ours(x: mx.array, largest: float = math.inf) -> bool:
+def is_ours(x: mx.array, largest: float = math.inf) -> bool:
+    """Whether what is made of x is computed here."""
     # Traced, MLX's stand for ours: the sizes are the same.
     return x.dtype == mx.float32 and x.size <= largest and is_slow() and not own_gradient.plain
 
@@ -77,7 +78,7 @@ def _mapped_along_the_first(function: own_gradient) -> None:
 
 @own_gradient
 def _sigmoid(x: mx.array) -> mx.array:
-    return 1.0 / (1.0 + _exp(mx.minimum(mx.maximum(-x, _LOWEST), _HIGHEST)))
+    return 1.0 / (1.0 + exp_within(mx.minimum(mx.maximum(-x, LOWEST), _HIGHEST)))
 
 
 @_sigmoid.vjp
@@ -114,7 +115,7 @@ for _function in (_sigmoid, _softmax, _logsumexp):
 def _exp_of_difference(x: mx.array, highest: mx.array) -> mx.array:
     """``exp(x - highest)``, of which nothing is above 1 (but for rounding)."""
     difference = x - _along(highest, x)
-    return mx.where(difference < _LOWEST, 0.0, _exp(mx.maximum(difference, _LOWEST)))
+    return mx.where(difference < LOWEST, 0.0, exp_within(mx.maximum(difference, LOWEST)))
 
 
 def _along(column: mx.array, x: mx.array) -> mx.array:
@@ -123,7 +124,7 @@ def _along(column: mx.array, x: mx.array) -> mx.array:
     return mx.contiguous(mx.broadcast_to(column, x.shape))
 
 
-def _exp(x: mx.array) -> mx.array:
+def exp_within(x: mx.array) -> mx.array:
     """Of fp32 numbers within the bounds: ``2**k * exp(r)`` with ``x = k * ln(2) + r``. What is no number stays none."""
     shifted = x * (1.0 / math.log(2.0)) + _TO_WHOLE
     k = shifted - _TO_WHOLE
