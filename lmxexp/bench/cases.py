@@ -40,7 +40,7 @@ _NOT_READ = (
     *("callback", "logger", "match", "task", "hydra", "hparams_search", "name", "tags", "sweep", "tune", "resume"),
     *("branch", "ramp"),
 )
-_READ_OF_TRAIN = ("batch_size", "seq_len", "n_micro", "precision", "max_grad_norm", "compile")
+_READ_OF_TRAIN = ("batch_size", "seq_len", "n_micro", "remat", "precision", "max_grad_norm", "compile")
 
 
 @dataclass(frozen=True)

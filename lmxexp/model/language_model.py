@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -11,10 +11,14 @@ import mlx.nn as nn
 from lmxexp import device
 from lmxexp.interfaces import Aux, ConfigError, Factory, Shared
 from lmxexp.model.cache import NoState
+from lmxexp.model.recompute import recomputed
 from lmxexp.ops.cross_entropy import cross_entropy
 from lmxexp.ops.documents import places
 from lmxexp.ops.head_loss import head_loss
 from lmxexp.ops.trees import by_path
+
+Remat = Literal["none", "block"]
+"""What is computed once more for the gradient, in the place of being kept: nothing, or all within a layer."""
 
 
 class Score(NamedTuple):
@@ -77,6 +81,7 @@ class LanguageModel(nn.Module):
         if not 0.0 <= dropout < 1.0:
             raise ConfigError(f"model.dropout={dropout} must be in [0, 1)")
         self.vocab_size, self.d_model = vocab_size, d_model
+        self.remat: Remat = "none"
         self.embedding = embedding(vocab_size=vocab_size, d_model=d_model)
         self.position_embedding = position_embedding(d_model=d_model) if position_embedding else None
         self.embedding_norm = embedding_norm(d_model) if embedding_norm else None
@@ -106,7 +111,10 @@ class LanguageModel(nn.Module):
         aux: Aux = {}
         shared: Shared = {}
         for i, (layer, layer_cache) in enumerate(zip(self.layers, cache or [None] * len(self.layers), strict=True)):
-            x, layer_aux = layer(x, cache=layer_cache, segment_ids=segment_ids, shared=shared)
+            if self.remat == "block" and self.training and layer_cache is None:
+                x, layer_aux = recomputed(layer, x, segment_ids=segment_ids, shared=shared)
+            else:
+                x, layer_aux = layer(x, cache=layer_cache, segment_ids=segment_ids, shared=shared)
             _collect(aux, layer_aux, i)
             if isinstance(layer_cache, NoState):
                 layer_cache.offset += tokens.shape[1]

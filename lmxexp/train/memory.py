@@ -95,6 +95,7 @@ class Ledger:
                 seq_len=self._settings.seq_len,
                 n_micro=n_micro,
                 compute_dtype=self._compute_dtype,
+                remat=self._settings.remat,
                 document_mask=self._document_mask,
                 on_gpu=device.is_gpu(),
             )

@@ -4,13 +4,14 @@ import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers
 from mlx.utils import tree_unflatten
 
-from lmxexp.interfaces import Loss
+from lmxexp.interfaces import Aux, Loss
 from lmxexp.model import language_model
 from lmxexp.model.ffn import experts, glu
 from lmxexp.model.language_model import LanguageModel
@@ -23,6 +24,10 @@ from lmxexp.train.step import TrainStep
 FACTOR = 1.2
 """What MLX takes beyond the arrays that are alive at one time: it allocates ahead of what is being computed, copies
 operands into the order that a kernel wants, and evaluates in an order of its own."""
+
+FACTOR_OF_LAYERS = 1.7
+"""The same where layers are computed once more: of the little that is kept, what is allocated ahead is a larger share.
+"""
 
 # They give another shape to an array that is there already.
 _VIEWS = {
@@ -55,7 +60,7 @@ class MemoryEstimate:
     activations: int
     """The rest: what the forward pass keeps for the backward one, and temporaries."""
     peak: int
-    """The sum, times `FACTOR` where it is not state."""
+    """The sum, times `FACTOR` or `FACTOR_OF_LAYERS` where it is not state."""
 
 
 def estimate(
@@ -67,14 +72,15 @@ def estimate(
     seq_len: int,
     n_micro: int = 1,
     compute_dtype: mx.Dtype | None = None,
+    remat: language_model.Remat = "none",
     document_mask: bool = False,
     on_gpu: bool = False,
 ) -> MemoryEstimate:
     """Follow the arrays of one training step from where they are made to where they are last used.
 
     The step is traced and not run. The greatest sum of the arrays alive at one time is the estimate, what is not state
-    times `FACTOR`. Nothing is allocated if the model was not evaluated. Functions with a gradient of their own are
-    traced with MLX's: of Mamba's scan, whose own keeps less, the estimate is an upper bound.
+    times `FACTOR` (`FACTOR_OF_LAYERS`). Nothing is allocated if the model was not evaluated. Functions with a gradient
+    of their own are traced with MLX's: of Mamba's scan, whose own keeps less, the estimate is an upper bound.
 
     Args:
         model: its parameters and the optimizer's state are put back after the trace.
@@ -82,6 +88,8 @@ def estimate(
         batch_size: sequences of one optimizer step.
         n_micro: parts that they are computed in.
         compute_dtype: as `TrainStep` takes it.
+        remat: what is computed once more for the gradient. With ``block`` it is, beside what is kept between layers,
+            what the largest of them takes.
         document_mask: whether batches have ``segment_ids``, of which attention makes masks.
         on_gpu: whether attention, the head's loss and gated products are those of a GPU, which keep less.
 
@@ -105,19 +113,27 @@ def estimate(
         return list(by_path(result).values())
 
     tokens = mx.zeros((batch_size // n_micro, seq_len), mx.int32)
-    with _on_cpu(), without_own_gradients(), _stand_ins(on_gpu):
-        try:
-            graph = _Graph.of(traced, tokens, *leaves.values())
-        finally:
-            model.update(before[0])
-            optimizer.state = before[1]
-            set_random_state(random_state)
+
+    def peak_with(layer: Any) -> int:
+        set_before, model.remat = model.remat, remat
+        with _on_cpu(), without_own_gradients(), _stand_ins(on_gpu, layer):
+            try:
+                return _Graph.of(traced, tokens, *leaves.values()).peak()
+            finally:
+                model.update(before[0])
+                optimizer.state = before[1]
+                model.remat = set_before
+                set_random_state(random_state)
+
+    # Layers of the same kinds take as much as each other.
+    different = {tuple(type(module) for module in layer.modules()): layer for layer in model.layers}
+    peak = max(map(peak_with, different.values() if remat == "block" else [None]))
     weights = _nbytes(model.parameters())
     in_optimizer = _nbytes(optimizer.state)
     gradients = sum(a.nbytes for a in trainable)
     # With parts, the sum of their gradients is kept beside the part's own, both in fp32.
     kept = weights + in_optimizer + (0 if n_micro == 1 else sum(4 * a.size for a in trainable))
-    rest = max(graph.peak() - weights - in_optimizer, gradients)
+    rest = max(peak - weights - in_optimizer, gradients)
     logits = tokens.size * model.vocab_size * (compute_dtype or trainable[0].dtype).size
     if on_gpu:  # of the logits' gradient, which is made in parts
         rest += min(logits, LOGITS_AT_ONCE * (compute_dtype or trainable[0].dtype).size)
@@ -127,7 +143,7 @@ def estimate(
         gradients=gradients,
         logits=logits,
         activations=max(rest - gradients - logits, 0),
-        peak=kept + round(FACTOR * rest),
+        peak=kept + round((FACTOR if remat == "none" else FACTOR_OF_LAYERS) * rest),
     )
 
 
@@ -197,12 +213,14 @@ def _on_cpu() -> Iterator[None]:
 
 
 @contextmanager
-def _stand_ins(on_gpu: bool) -> Iterator[None]:
-    """Within, what MLX cannot trace, or would trace as something else, is done by arrays of the same sizes."""
+def _stand_ins(on_gpu: bool, whole: Any) -> Iterator[None]:
+    """Within, what MLX cannot trace, or would trace as something else, is done by arrays of the same sizes; so are
+    the layers that are computed once more, all but ``whole``."""
     with ExitStack() as stack:
         # The gradient of grouped products is a primitive that is not traced.
         stack.enter_context(_replaced(mx, "gather_mm", lambda a, b, **_: (a[..., 0, :] @ b[0])[..., None, :]))
         stack.enter_context(_replaced(mx, "contiguous", lambda a, **_: a + 0))  # a copy, which is not traced as one
+        stack.enter_context(_replaced(language_model, "recomputed", partial(_keeps_input_alone, whole)))
         if on_gpu:
             # Traced on the CPU, attention keeps all its scores; a fused kernel keeps queries, keys, values and output.
             stack.enter_context(_replaced(mx.fast, "scaled_dot_product_attention", _keeps_no_scores))
@@ -220,6 +238,11 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
         yield
     finally:
         setattr(owner, name, before)
+
+
+def _keeps_input_alone(whole: Any, layer: Any, x: mx.array, **rest: Any) -> tuple[mx.array, Aux]:
+    """A layer's output, ``whole``'s by what it computes."""
+    return layer(x, cache=None, **rest) if layer is whole else (x + mx.square(x), {})
 
 
 def _keeps_logits_alone(logits: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:

@@ -30,7 +30,8 @@ class TrainSettings:
     eval_every: int
     checkpoint_every: int
     keep: int
-    profile: bool = False  # with defaults: the configurations of earlier runs do not have them
+    remat: Literal["none", "block"] = "none"  # with defaults: the configurations of earlier runs do not have them
+    profile: bool = False
     profile_capture: str | None = None
 
     def __post_init__(self) -> None:

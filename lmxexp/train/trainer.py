@@ -74,6 +74,7 @@ class Trainer:
         peak_flops: float | None = None,
     ):
         self.model, self.optimizer, self.loss, self.source, self.settings = model, optimizer, loss, source, settings
+        model.remat = settings.remat
         self.ramp, self.callbacks, self.logger = ramp, callbacks, logger
         self.run_dir, self.run_id = run_dir, run_id
         self.peak_flops = peak_flops

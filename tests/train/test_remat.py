@@ -1,0 +1,108 @@
+"""``train.remat=block``: the same step with less memory."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import lmxexp
+from lmxexp import device
+from lmxexp.build import build
+from lmxexp.interfaces import Batch
+from lmxexp.model.build import build_model
+from lmxexp.ops.trees import by_path
+from lmxexp.optim.build import optimizer_of
+from lmxexp.train.peak_memory import estimate
+from lmxexp.train.random_state import get_random_state
+from lmxexp.train.step import TrainStep
+
+V = 61
+SMALL = (
+    "size=tiny",
+    "model.n_layers=3",
+    "model.d_model=32",
+    "model.n_heads=2",
+    "train.batch_size=4",
+    "train.seq_len=32",
+)
+
+
+def step_of(remat, *overrides, compile=True, n_micro=1):
+    cfg = lmxexp.compose([*SMALL, *overrides])
+    mx.random.seed(3)
+    model = build_model(cfg, vocab_size=V)
+    model.remat = remat
+    optimizer = optimizer_of(cfg)
+    optimizer.init(model.trainable_parameters())
+    model.train()
+    return TrainStep(model, optimizer, build(cfg.loss), compile=compile, n_micro=n_micro)
+
+
+def batches(n, batch_size=4, seq_len=32, segments=False):
+    rng = np.random.default_rng(0)
+    for _ in range(n):
+        ids = rng.integers(0, V, (batch_size, seq_len + 1)).astype(np.int32)
+        of_documents = np.cumsum(rng.random((batch_size, seq_len)) < 0.1, 1).astype(np.int32) if segments else None
+        yield Batch(ids[:, :-1], ids[:, 1:], segment_ids=of_documents)
+
+
+def trained(step, **of_batches):
+    mx.random.seed(7)
+    scalars = []
+    for batch in batches(3, **of_batches):
+        scalars.append({name: value.tolist() for name, value in step(batch).items()})
+        mx.eval(step.state)
+    return scalars, by_path(step.model.parameters()), get_random_state()
+
+
+CASES = [
+    ("attention=gqa",),
+    ("attention=mla", "model.dropout=0.1"),
+    ("model=gpt", "model.dropout=0.2", "attention=mha"),
+    ("attention=gated_deltanet",),
+    ("attention=mamba2",),
+    ("value_residual=learned",),
+    ("ffn=moe",),
+    ("model=deepseek_v3",),
+    ("block=parallel",),
+]
+
+
+@pytest.mark.parametrize("compile", [True, False])
+@pytest.mark.parametrize("overrides", CASES, ids=" ".join)
+def test_the_step_is_the_same(overrides, compile):
+    """To the bit where nothing is compiled; what is fused may differ between the two."""
+    plain, again = (trained(step_of(remat, *overrides, compile=compile)) for remat in ("none", "block"))
+    assert plain[2] == again[2]  # as many random numbers were drawn
+    tolerance = {"rtol": 2e-5, "atol": 2e-6} if compile else {"rtol": 0, "atol": 0}
+    for ours, others in zip(again[0], plain[0], strict=True):
+        assert ours.keys() == others.keys()
+        for name, value in ours.items():
+            np.testing.assert_allclose(value, others[name], **tolerance, err_msg=name)
+    if not compile:
+        for name, weights in again[1].items():
+            assert mx.array_equal(weights, plain[1][name]), name
+
+
+def test_with_documents_and_in_parts():
+    plain, again = (trained(step_of(r, compile=False, n_micro=2), segments=True) for r in ("none", "block"))
+    assert plain[0] == again[0]
+
+
+@pytest.mark.parametrize("attention", ["gqa", "mamba2"])
+def test_it_takes_less_memory_and_is_estimated_to(attention):
+    overrides = (f"attention={attention}", "model.n_layers=8", "model.d_model=64")
+    measured, estimated = {}, {}
+    for remat in ("none", "block"):
+        step = step_of(remat, *overrides)
+        (batch,) = batches(1, 8, 256)
+        estimated[remat] = estimate(
+            step.model, step.optimizer, step.loss, batch_size=8, seq_len=256, remat=remat, on_gpu=device.is_gpu()
+        ).peak
+        mx.eval(step(batch), step.state)
+        device.clear_cache()
+        device.reset_peak_memory()
+        mx.eval(step(batch), step.state)
+        measured[remat] = device.peak_memory_gb() * device.GB
+        assert step.model.remat == remat
+    assert measured["block"] < 0.7 * measured["none"]
+    assert estimated["block"] < 0.7 * estimated["none"]
