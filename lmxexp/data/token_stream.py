@@ -65,15 +65,15 @@ class TokenStream:
         tokenizer_hash = _hash(made)
         names: dict[str, Any] = {"tokenizer_hash": tokenizer_hash, "source": corpus.fingerprint, "cache_dir": cache}
         self._train, train = tokens_of(corpus.train, made, split="train", **names)
-        self._eval, validation = tokens_of(corpus.validation, made, split="validation", check_lossless=True, **names)
+        val_tokens, validation = tokens_of(corpus.validation, made, split="validation", check_lossless=True, **names)
         for split, count in (("training", train.count), ("validation", validation.count)):
             if count < seq_len + 1:
                 raise ConfigError(
                     f"train.seq_len={seq_len} needs at least {seq_len + 1} tokens in each split, and the {split} split "
                     f"has {count}: give more text, a shorter train.seq_len, or another data.val_fraction"
                 )
-        if max_eval_tokens is not None:
-            self._eval = self._eval[: max_eval_tokens + 1]
+        n_eval = len(val_tokens) if max_eval_tokens is None else min(len(val_tokens), max_eval_tokens + 1)
+        self._eval = val_tokens.slice(0, n_eval)
         self.eval_bytes = _n_bytes(made, self._eval[1:]) if validation.lossless else None
         evaluated = hashlib.sha256(np.ascontiguousarray(self._eval).data).hexdigest()
         self.fingerprint = fingerprint_of(tokenizer_hash, train.sha256, evaluated)
@@ -83,8 +83,10 @@ class TokenStream:
             "vocab_size": self.vocab_size,
             "train_tokens": train.count,
             "train_bytes": train.bytes,
+            "train_documents": train.documents,
             "validation_tokens": validation.count,
             "validation_bytes": validation.bytes,
+            "validation_documents": validation.documents,
             "eval_targets": len(self._eval) - 1,
             "eval_bytes": self.eval_bytes,
         }
@@ -92,7 +94,7 @@ class TokenStream:
     def batch(self, index: int, *, rank: int = 0, world: int = 1) -> Batch:
         offsets = generator(self.seed, index).integers(0, len(self._train) - self.seq_len, size=self.batch_size)
         mine = offsets[rank_rows(self.batch_size, rank, world)]
-        windows = self._train[mine[:, None] + np.arange(self.seq_len + 1)].astype(np.int32)
+        windows = self._train.windows(mine, self.seq_len + 1)
         return Batch(windows[:, :-1].copy(), windows[:, 1:].copy())
 
     def eval_batches(self) -> Iterator[Batch]:

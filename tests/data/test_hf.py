@@ -24,7 +24,7 @@ def hf(make):
 
 
 def texts(source):
-    return source.tokenizer.decode(source._train), source.tokenizer.decode(source._eval)
+    return source.tokenizer.decode(source._train.slice(0, len(source._train))), source.tokenizer.decode(source._eval)
 
 
 def without_joints(text):

@@ -64,7 +64,7 @@ def test_the_real_library(tmp_path):
     assert 5e6 < source.record["train_bytes"] < 30e6
     assert 50e3 < source.record["validation_bytes"] <= 130e3
     assert source.eval_bytes == source.record["validation_tokens"] - 1
-    text = source.tokenizer.decode(source._train)
+    text = source.tokenizer.decode(source._train.slice(0, len(source._train)))
     assert "class OrderedDict(" in text
     assert "idle_test" not in source.record["root"]
     inside = subprocess.run(

@@ -21,7 +21,7 @@ def make(tmp_path):
 
 
 def texts(source):
-    return source.tokenizer.decode(source._train), source.tokenizer.decode(source._eval)
+    return source.tokenizer.decode(source._train.slice(0, len(source._train))), source.tokenizer.decode(source._eval)
 
 
 @pytest.mark.parametrize("val_fraction", [0.1, 0.25, 0.5, 0.9])
@@ -65,7 +65,7 @@ def test_cached_tokens_need_no_text(make, tmp_path, monkeypatch):
     def read(*_):
         raise AssertionError("the text was read again")
 
-    monkeypatch.setattr("lmxexp.data.text_files._read", read)
+    monkeypatch.setattr("lmxexp.data.text_files.chunks", read)
     assert texts(make(str(tmp_path / "a.txt"))) == texts(first)
 
 
@@ -120,5 +120,5 @@ def test_nanogpt_split_of_tiny_shakespeare(make):
     assert source.vocab_size == 65
     assert (source.record["train_tokens"], source.record["validation_tokens"]) == (1_003_854, 111_540)
     assert source.tokenizer.characters[:4] == "\n !$"
-    assert source.tokenizer.decode(source._train[:13]) == "First Citizen"
+    assert source.tokenizer.decode(source._train.slice(0, 13)) == "First Citizen"
     assert source.eval_bytes == 111_539
