@@ -58,8 +58,8 @@ def tokens_of(
     except OSError as error:
         if error.errno in _FULL and shards.has_some(directory):
             raise ConfigError(
-                f"data.cache_dir={cache_dir} has no room for the tokens of the {split} split ({error.strerror or error})"
-                ": make room and give the same command again, which goes on from there; or set data.cache_dir or "
+                f"data.cache_dir={cache_dir} has no room for the tokens of the {split} split ({error.strerror}): make "
+                "room and give the same command again, which goes on from there; or set data.cache_dir or "
                 "LMXEXP_CACHE to a directory with more"
             ) from error
         warn_unwritable(cache_dir, error)

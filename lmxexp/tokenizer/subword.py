@@ -85,8 +85,11 @@ def _token_lengths(tokenizer: tokenizers.Tokenizer, vocabulary: dict[str, int], 
 
 
 def _encodes_pieces(tokenizer: tokenizers.Tokenizer) -> bool:
-    """Whether texts cut by `lmxexp.data.corpus.pieces` give the tokens of the whole: with GPT-2's pattern a word ends at
-    such a place anyway. Anything that looks at the start of a text, or across a space, does not."""
+    """Whether texts cut by `lmxexp.data.corpus.pieces` give the tokens of the whole.
+
+    With GPT-2's pattern a word ends at such a place anyway. What looks at the start of a text, or across a space, does
+    not.
+    """
     state = json.loads(tokenizer.to_str())
     before = state.get("pre_tokenizer") or {}
     added = state.get("added_tokens") or []

@@ -142,7 +142,7 @@ def test_documents_in_pieces_are_documents(monkeypatch, tokenizer):
     expected = [0, len(documents[0]) + len(joint), len(documents[0]) + len(documents[1]) + 2 * len(joint)]
     assert starts == expected
     assert made[-1].place == {"items": 7}
-    assert len(made) > 2
+    assert len(made) > 1
 
 
 def test_a_long_document_of_a_data_set_is_encoded_in_pieces(monkeypatch):
