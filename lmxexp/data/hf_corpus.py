@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmxexp.data.corpus import Corpus, cut, fingerprint_of
-from lmxexp.data.rows import ColumnRows, one_line
+from lmxexp.data.text_rows import ColumnRows, one_line
 from lmxexp.interfaces import ConfigError
 
 
@@ -141,6 +141,10 @@ def said_clearly(source: dict[str, Any], key: str, split: str) -> Iterator[None]
             "the hub"
         ) from error
     except Exception as error:  # each builder raises its own
+        if "zstd" in str(error):
+            raise ConfigError(
+                f"{described(source)} is compressed with zstd, which Python reads with a package: pip install zstandard"
+            ) from error
         if isinstance(error, ValueError) and "split" in str(error).lower():
             raise ConfigError(f"{key}={split} is not a split of {name}: {one_line(error)}") from error
         raise ConfigError(

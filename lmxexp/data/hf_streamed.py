@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lmxexp.data.cache import warn_unwritable, write_atomically
 from lmxexp.data.corpus import Corpus, Documents, fingerprint_of, pieces
 from lmxexp.data.hf_corpus import Selection, check_column, check_type, described, said_clearly
-from lmxexp.data.rows import ROWS, StreamedRows
 from lmxexp.data.text_files import chunks
+from lmxexp.data.text_rows import ROWS, ParquetRows, StreamedRows
 from lmxexp.interfaces import ConfigError
 
 
@@ -104,7 +106,7 @@ class _Streamed:
     def _documents(self, key: str, split: str, start: int, stop: int | None) -> Documents:
         if self._source["name"] == "text":  # the library would read each file whole
             return _files_as_documents([str(file) for file in self._builder.config.data_files[split]][start:stop])
-        with said_clearly(self._source, key, split):
+        with said_clearly(self._source, key, split), _without_torch():
             dataset = self._builder.as_streaming_dataset(split=split)
             if dataset.features is None:
                 schema = next(dataset.with_format("arrow").iter(batch_size=1)).schema
@@ -112,18 +114,30 @@ class _Streamed:
                 schema = dataset.features.arrow_schema
         check_column(self._source, schema.names, self._column)
         check_type(self._source, schema.field(self._column).type, self._column)
+        if self._builder.config.__class__.__name__ == "ParquetConfig":
+            files = [str(file) for file in self._builder.config.data_files[split]]
+            return ParquetRows(files, self._column, described(self._source), start, stop)
         return StreamedRows(lambda: self._open(split), self._column, described(self._source), start, stop)
 
     def _open(self, split: str) -> Any:
-        config = self._builder.config
-        if hasattr(config, "columns"):  # parquet: the others are not even downloaded
-            config.columns = [self._column]
-        # The builders' own choices are a row group, and 10,000 rows.
-        if hasattr(config, "batch_size"):
-            config.batch_size = ROWS
         if self._builder.name == "csv":
-            config.chunksize = ROWS
-        return self._builder.as_streaming_dataset(split=split).select_columns([self._column])
+            self._builder.config.chunksize = ROWS  # 10,000 otherwise
+        with _without_torch():
+            dataset = self._builder.as_streaming_dataset(split=split)
+            return dataset.select_columns([self._column]).with_format("arrow")
+
+
+@contextmanager
+def _without_torch() -> Iterator[None]:
+    """An ``IterableDataset`` imports PyTorch where it is installed, for its loaders: half a gigabyte, for nothing."""
+    from datasets import config
+
+    before = config.TORCH_AVAILABLE
+    config.TORCH_AVAILABLE = before and "torch" in sys.modules
+    try:
+        yield
+    finally:
+        config.TORCH_AVAILABLE = before
 
 
 def _files_as_documents(files: list[str]) -> Documents:

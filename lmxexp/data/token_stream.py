@@ -65,15 +65,15 @@ class TokenStream:
         tokenizer_hash = _hash(made)
         names: dict[str, Any] = {"tokenizer_hash": tokenizer_hash, "source": corpus.fingerprint, "cache_dir": cache}
         self._train, train = tokens_of(corpus.train, made, split="train", **names)
-        val_tokens, validation = tokens_of(corpus.validation, made, split="validation", check_lossless=True, **names)
+        whole, validation = tokens_of(corpus.validation, made, split="validation", check_lossless=True, **names)
         for split, count in (("training", train.count), ("validation", validation.count)):
             if count < seq_len + 1:
                 raise ConfigError(
                     f"train.seq_len={seq_len} needs at least {seq_len + 1} tokens in each split, and the {split} split "
                     f"has {count}: give more text, a shorter train.seq_len, or another data.val_fraction"
                 )
-        n_eval = len(val_tokens) if max_eval_tokens is None else min(len(val_tokens), max_eval_tokens + 1)
-        self._eval = val_tokens.slice(0, n_eval)
+        n_eval = len(whole) if max_eval_tokens is None else min(len(whole), max_eval_tokens + 1)
+        self._eval = whole.slice(0, n_eval)
         self.eval_bytes = _n_bytes(made, self._eval[1:]) if validation.lossless else None
         evaluated = hashlib.sha256(np.ascontiguousarray(self._eval).data).hexdigest()
         self.fingerprint = fingerprint_of(tokenizer_hash, train.sha256, evaluated)
@@ -83,10 +83,10 @@ class TokenStream:
             "vocab_size": self.vocab_size,
             "train_tokens": train.count,
             "train_bytes": train.bytes,
-            "train_documents": train.documents,
+            "train_documents": len(self._train.starts),
             "validation_tokens": validation.count,
             "validation_bytes": validation.bytes,
-            "validation_documents": validation.documents,
+            "validation_documents": len(whole.starts),
             "eval_targets": len(self._eval) - 1,
             "eval_bytes": self.eval_bytes,
         }
