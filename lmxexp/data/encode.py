@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +40,7 @@ class _Text:
 
 def encode(
     reader: Reader, tokenizer: Tokenizer, dtype: np.dtype, *, first: bool, check_lossless: bool
-) -> Iterator[Encoded]:
+) -> Generator[Encoded, None, None]:
     """Encode what the reader gives, one batch ahead of the caller.
 
     Documents are joined by the tokenizer's end-of-text token, or by a newline where it has none. Both stand before a
@@ -137,7 +137,7 @@ def _grouped(texts: Iterable[_Text]) -> Iterator[list[_Text]]:
         yield group
 
 
-def _ahead(source: Iterator[Encoded]) -> Iterator[Encoded]:
+def _ahead(source: Iterator[Encoded]) -> Generator[Encoded, None, None]:
     """The same, made by a thread while the caller writes what came before."""
     made: queue.Queue[Any] = queue.Queue(maxsize=1)
     stop = threading.Event()

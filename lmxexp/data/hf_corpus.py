@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import difflib
 import functools
+import socket
+import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from lmxexp.data.corpus import Corpus, cut, fingerprint_of
 from lmxexp.data.text_rows import ColumnRows, one_line
@@ -35,7 +39,7 @@ class Selection:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ConfigError(f"data.{key}={value} must be at least 1, or null")
-        if None not in (self.val_documents, self.max_documents) and self.val_documents >= self.max_documents:
+        if self.val_documents and self.max_documents and self.val_documents >= self.max_documents:
             raise ConfigError(
                 f"data.val_documents={self.val_documents} leaves none of data.max_documents={self.max_documents} to "
                 "train on: take fewer of the one or more of the other"
@@ -80,6 +84,8 @@ def _text_column(source: dict[str, Any], key: str, split: str, text_column: str)
     """The Arrow column and the fingerprint that ``datasets`` gives to what it loaded."""
     import datasets
 
+    # The text builder's default makes every line a row and drops its newline.
+    options: dict[str, Any] = {"sample_by": "document"} if source["name"] == "text" else {}
     with said_clearly(source, key, split):
         dataset: Any = datasets.load_dataset(
             source["name"],
@@ -87,8 +93,7 @@ def _text_column(source: dict[str, Any], key: str, split: str, text_column: str)
             split=split,
             data_files=source["data_files"],
             revision=source["revision"],
-            # The text builder's default makes every line a row and drops its newline.
-            **({"sample_by": "document"} if source["name"] == "text" else {}),
+            **options,
         )
     check_column(source, dataset.column_names, text_column)
     # The column as it lies in Arrow: rows through the data set's own indexing take a hundred times longer.
@@ -126,13 +131,16 @@ def check_type(source: dict[str, Any], type: Any, text_column: str) -> None:
 def said_clearly(source: dict[str, Any], key: str, split: str) -> Iterator[None]:
     """What ``datasets`` raises while it loads, as a `ConfigError`; ``key`` is the setting that names the split."""
     name = source["name"]
+    nowhere = _host_without_address(name)
     try:
-        yield
+        with _offline() if nowhere else nullcontext():
+            yield
     except ConfigError:
         raise
     except ConnectionError as error:  # the library's offline mode is one as well
+        why = f"{nowhere} has no address" if nowhere else one_line(error)
         raise ConfigError(
-            f"data.name={name} is not in the local cache and could not be downloaded ({one_line(error)}): check the "
+            f"data.name={name} is not in the local cache and could not be downloaded ({why}): check the "
             "network, or give a local text file as data.path=FILE, or take data=python_stdlib, which needs none"
         ) from error
     except FileNotFoundError as error:  # of files, data sets and revisions
@@ -151,6 +159,35 @@ def said_clearly(source: dict[str, Any], key: str, split: str) -> Iterator[None]
             f"{described(source)} cannot be loaded ({one_line(error.__cause__ or error)}): check that data.name is "
             "the right builder for the files, and data.config one that the data set has"
         ) from error
+
+
+def _host_without_address(name: str) -> str | None:
+    """The hub's host, if ``name`` is on it and there is no network that knows it."""
+    from huggingface_hub import constants
+
+    local = name.count("/") != 1 or name.startswith((".", "~", "/")) or Path(name).exists()
+    if local or {"https", "all"} & set(urllib.request.getproxies()):  # a proxy knows addresses that are unknown here
+        return None
+    host = urlsplit(constants.ENDPOINT).hostname
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        return host
+    return None
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """The libraries' offline mode. Without, they try for half a minute before they take what they have."""
+    from datasets import config
+    from huggingface_hub import constants
+
+    before = config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
+    config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
 
 
 def described(source: dict[str, Any]) -> str:

@@ -43,13 +43,13 @@ class Progress:
         if self._bar is None:
             if spent < _AFTER or not sys.stderr.isatty():
                 return
-            self._start()
+            self._bar = self._started()
         counted = f"{totals.count / 1e6:,.1f}M tokens of {totals.documents:,} documents"
         speed = f"{(totals.count - self._before) / max(spent, 1e-9) / 1e6:.2f}M/s"
         at = {} if place is None or "items" not in place else {"completed": place["items"]}
         self._bar.update(self._task, counted=counted, speed=speed, **at)
 
-    def _start(self) -> None:
+    def _started(self) -> Any:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -61,6 +61,7 @@ class Progress:
         ]
         if self._total is not None:
             columns.append(TimeRemainingColumn())
-        self._bar = Progress(*columns, console=Console(stderr=True, highlight=False), transient=True)
-        self._task = self._bar.add_task(f"tokens, {self._split}", total=self._total, counted="", speed="")
-        self._bar.start()
+        bar = Progress(*columns, console=Console(stderr=True, highlight=False), transient=True)
+        self._task = bar.add_task(f"tokens, {self._split}", total=self._total, counted="", speed="")
+        bar.start()
+        return bar

@@ -114,14 +114,13 @@ def _opened(key: str, file: Path | str) -> IO[bytes]:
     if "://" not in name and not name.endswith((".gz", ".bz2", ".xz", ".zst")):
         return open(name, "rb")
     import fsspec
+    from fsspec.utils import infer_compression
 
-    try:
-        return fsspec.open(name, "rb", compression="infer").open()  # pyright: ignore
-    except ValueError as error:
+    if name.endswith(".zst") and infer_compression(name) is None:
         raise ConfigError(
-            f"{key}={file} cannot be decompressed ({error}): install what reads it (for .zst: pip install zstandard), "
-            "or decompress it"
-        ) from error
+            f"{key}={file} is compressed with zstd, which Python reads with a package: pip install zstandard"
+        )
+    return fsspec.open(name, "rb", compression="infer").open()  # pyright: ignore
 
 
 def _unreadable(key: str, file: Path | str, error: Exception) -> ConfigError:
