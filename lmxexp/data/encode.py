@@ -2,7 +2,9 @@
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +13,7 @@ import numpy as np
 from lmxexp.data.corpus import PIECE, Continued, Place, Reader, pieces
 from lmxexp.interfaces import Tokenizer
 
-_BATCH_CHARS = 2_000_000
+_BATCH_CHARS = 1_000_000
 """Of text encoded at once: gives every core something to do. A token takes 150 bytes until it is a number."""
 
 
@@ -41,7 +43,7 @@ class _Text:
 def encode(
     reader: Reader, tokenizer: Tokenizer, dtype: np.dtype, *, first: bool, check_lossless: bool
 ) -> Generator[Encoded, None, None]:
-    """Encode what the reader gives, one batch ahead of the caller.
+    """Encode what the reader gives, a few batches ahead of the caller.
 
     Documents are joined by the tokenizer's end-of-text token, or by a newline where it has none. Both stand before a
     document, so there is none after the last. Where the batches end depends on where the reader began.
@@ -59,32 +61,46 @@ def encode(
 def _batches(
     reader: Reader, tokenizer: Tokenizer, dtype: np.dtype, first: bool, check_lossless: bool
 ) -> Iterator[Encoded]:
+    in_pieces = bool(getattr(tokenizer, "encodes_pieces", False))
+    # While one makes numbers of what the library gave, which takes Python's lock, all cores encode for the other.
+    workers = 2 if hasattr(tokenizer, "encode_batch") else 1
+    with ThreadPoolExecutor(workers, "lmxexp-encode") as pool:
+        made: deque[Future[Encoded]] = deque()
+        try:
+            for batch in _grouped(_in_pieces(reader) if in_pieces else _whole(reader)):
+                made.append(pool.submit(_encoded, batch, tokenizer, dtype, first, check_lossless))
+                first = False
+                if len(made) > workers:
+                    yield made.popleft().result()
+            while made:
+                yield made.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _encoded(batch: list[_Text], tokenizer: Tokenizer, dtype: np.dtype, first: bool, check_lossless: bool) -> Encoded:
     eos = tokenizer.eos_id
     joint = tokenizer.encode("\n") if eos is None else np.array([eos], dtype)
     joint_bytes = 1 if eos is None else 0
-    in_pieces = bool(getattr(tokenizer, "encodes_pieces", False))
-    for batch in _grouped(_in_pieces(reader) if in_pieces else _whole(reader)):
-        parts: list[np.ndarray] = []
-        starts: list[int] = []
-        count = n_bytes = 0
-        lossless = True
-        texts = [one.text for one in batch]
-        for one, ids in zip(batch, _encode(tokenizer, texts), strict=True):
-            n_bytes += len(one.text) if one.text.isascii() else len(one.text.encode("utf-8"))
-            if one.starts or first:
-                if not first:
-                    parts.append(joint)
-                    count, n_bytes = count + len(joint), n_bytes + joint_bytes
-                starts.append(count)
-                first = False
-            parts.append(ids)
-            count += len(ids)
-            if check_lossless and lossless:
-                lossless = tokenizer.decode(ids.tolist()) == one.text
-        joined = np.concatenate(parts)
-        assert joined.size == 0 or joined.max() < tokenizer.vocab_size, "a token beyond the vocabulary"
-        joined = np.ascontiguousarray(joined, dtype)
-        yield Encoded(joined, np.array(starts, np.int64), n_bytes, lossless, batch[-1].place)
+    parts: list[np.ndarray] = []
+    starts: list[int] = []
+    count = n_bytes = 0
+    lossless = True
+    for one, ids in zip(batch, _encode(tokenizer, [one.text for one in batch]), strict=True):
+        n_bytes += len(one.text) if one.text.isascii() else len(one.text.encode("utf-8"))
+        if one.starts or first:
+            if not first:
+                parts.append(joint)
+                count, n_bytes = count + len(joint), n_bytes + joint_bytes
+            starts.append(count)
+            first = False
+        parts.append(ids)
+        count += len(ids)
+        if check_lossless and lossless:
+            lossless = tokenizer.decode(ids.tolist()) == one.text
+    joined = np.concatenate(parts)
+    assert joined.size == 0 or joined.max() < tokenizer.vocab_size, "a token beyond the vocabulary"
+    return Encoded(np.ascontiguousarray(joined, dtype), np.array(starts, np.int64), n_bytes, lossless, batch[-1].place)
 
 
 def _encode(tokenizer: Tokenizer, texts: list[str]) -> Iterable[np.ndarray]:
@@ -160,7 +176,7 @@ def _ahead(source: Iterator[Encoded]) -> Generator[Encoded, None, None]:
         except BaseException as error:
             hand_over(error)
 
-    thread = threading.Thread(target=work, name="lmxexp-encode", daemon=True)
+    thread = threading.Thread(target=work, name="lmxexp-read", daemon=True)
     thread.start()
     try:
         while (item := made.get()) is not None:
