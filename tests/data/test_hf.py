@@ -227,7 +227,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("kind", ["wikitext", "fineweb_edu"])
+@pytest.mark.parametrize("kind", ["fineweb_edu", pytest.param("wikitext", marks=pytest.mark.slow)])
 def test_a_corpus_without_a_network_is_refused_at_once(tmp_path, kind):
     """The libraries alone would try again for 25 seconds."""
     environment = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}

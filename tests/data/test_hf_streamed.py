@@ -160,6 +160,21 @@ def test_only_as_many_rows_are_read_as_are_asked_for(make, tmp_path, monkeypatch
     assert sum(read) == 5 + 20  # for validation, and for training from the row group on in which it begins
 
 
+def test_shards_change_no_batch(make, tmp_path, monkeypatch):
+    settings = {"name": "parquet", "data_files": written(tmp_path, "rows.parquet"), "val_documents": VAL}
+    one = make("hf", **settings, streaming=True)
+    monkeypatch.setattr(shards, "SHARD_TOKENS", 300)
+    monkeypatch.setattr(encode, "_BATCH_CHARS", 50)
+    many = make("hf", **settings, streaming=True, cache_dir=str(tmp_path / "elsewhere"))
+    assert len(one._train.parts) == 1
+    assert len(many._train.parts) > 9
+    assert many.fingerprint == one.fingerprint
+    for index in range(20):
+        assert np.array_equal(many.batch(index).inputs, one.batch(index).inputs)
+    for a, b in zip(one.eval_batches(), many.eval_batches(), strict=True):
+        assert np.array_equal(a.targets, b.targets)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -254,6 +269,7 @@ def test_tokens_that_are_there_need_no_network(tmp_path):
     assert done.stdout.count("\n") == 1
 
 
+@pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="needs PyTorch, to do without")
 def test_torch_is_not_imported(tmp_path):
     """Half a gigabyte for nothing."""
     file = written(tmp_path, "rows.jsonl")

@@ -157,14 +157,14 @@ print(json.dumps([before * 1024, resident() * 1024, record["train_tokens"]]))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
-@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+@pytest.mark.parametrize("format", ["jsonl", pytest.param("parquet", marks=pytest.mark.slow)])
 def test_memory_does_not_grow_with_the_corpus(tmp_path, format):
-    """Fifty times the text that is held at once, and a Parquet file of one row group."""
+    """A hundred times the text that is held at once, and a Parquet file of one row group."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     text = "all work and no play makes a dull corpus " * 100
-    sizes = {"small": 2e7, "large": 1e8}
+    sizes = {"small": 2e7, "large": 1.5e8}
     for name, size in sizes.items():
         rows = [{"text": f"{i} {text}"} for i in range(int(size / len(text)))]
         if format == "parquet":
@@ -178,9 +178,9 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path, format):
     command = [sys.executable, "-c", MEMORY, *files, *overrides]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
     before, after, tokens = json.loads(done.stdout)
-    assert tokens > 0.9e8
+    assert tokens > 1.4e8
     assert after < 500e6
-    assert after - before < 60e6, (before, after)
+    assert after - before < 90e6, (before, after)
 
 
 def test_a_full_disk_after_a_whole_shard_is_said_and_gone_on_from(tmp_path, monkeypatch):
