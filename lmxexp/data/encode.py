@@ -60,7 +60,7 @@ def encode(
 
 def _batches(
     reader: Reader, tokenizer: Tokenizer, dtype: np.dtype, first: bool, check_lossless: bool
-) -> Iterator[Encoded]:
+) -> Generator[Encoded, None, None]:
     in_pieces = bool(getattr(tokenizer, "encodes_pieces", False))
     # While one makes numbers of what the library gave, which takes Python's lock, all cores encode for the other.
     workers = 2 if hasattr(tokenizer, "encode_batch") else 1
@@ -153,7 +153,7 @@ def _grouped(texts: Iterable[_Text]) -> Iterator[list[_Text]]:
         yield group
 
 
-def _ahead(source: Iterator[Encoded]) -> Generator[Encoded, None, None]:
+def _ahead(source: Generator[Encoded, None, None]) -> Generator[Encoded, None, None]:
     """The same, made by a thread while the caller writes what came before."""
     made: queue.Queue[Any] = queue.Queue(maxsize=1)
     stop = threading.Event()
@@ -175,6 +175,8 @@ def _ahead(source: Iterator[Encoded]) -> Generator[Encoded, None, None]:
             hand_over(None)
         except BaseException as error:
             hand_over(error)
+        finally:
+            source.close()
 
     thread = threading.Thread(target=work, name="lmxexp-read", daemon=True)
     thread.start()

@@ -142,7 +142,10 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 def done_so_far(directory: Path, names: dict[str, str], totals: Totals) -> list[Shard]:
-    """The whole shards of a making that was interrupted, whose tokens are read back and added to ``totals``."""
+    """The whole shards of a making that was interrupted, whose tokens are read back and added to ``totals``. What else
+    it left is deleted; the lock is held, so it is nobody's."""
+    for left in (*directory.glob(".*.tmp"), *directory.glob("*.unfinished")):
+        left.unlink(missing_ok=True)
     shards: list[Shard] = []
     try:
         while True:

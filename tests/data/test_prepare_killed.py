@@ -236,6 +236,8 @@ def test_a_damaged_shard_and_what_follows_are_made_again(tmp_path, monkeypatch, 
     expected = contents(tmp_path)
     (whole,) = tmp_path.rglob("tokens.json")
     whole.unlink()
+    for left in (".00002.json.1234.abcd.tmp", "00002.unfinished"):
+        (whole.parent / left).write_bytes(b"what a kill leaves")
     damaged = whole.with_name(name)
     data = bytearray(damaged.read_bytes())
     data[40] ^= 1
