@@ -237,7 +237,9 @@ class Tokenizer(Protocol):
     iterator over the training text (a kind that learns nothing never calls it), that text's name, and where what was
     learned may be kept.
 
-    A kind may also have ``n_bytes(ids)``, the UTF-8 bytes of tokens, and ``encode_batch(texts)``.
+    A kind may also have ``n_bytes(ids)``, the UTF-8 bytes of tokens, ``encode_batch(texts)``, which two threads call at
+    once, and a true attribute ``encodes_pieces`` if a text cut where `lmxexp.data.corpus.pieces` cuts has the tokens of
+    the whole: long documents then need not be in memory.
     """
 
     vocab_size: int

@@ -10,11 +10,13 @@ from lmxexp.interfaces import Tokenizer
 class Text(TokenStream):
     """The files one after the other, as one document.
 
-    The text is held in memory while it is encoded, the first time; after that the tokens are read from the cache.
+    The text is read in pieces when it is encoded, the first time; after that the tokens are read from the cache. A
+    tokenizer that does not take a document in pieces (``encodes_pieces``) gets all of it at once.
 
     Args:
         tokenizer: factory of the tokenizer.
-        path: a UTF-8 text file, a pattern such as ``books/**/*.txt``, or a list of either.
+        path: a UTF-8 text file, which may be compressed (gz, bz2, xz, zst), a pattern such as ``books/**/*.txt``, or a
+            list of either.
         val_path: the same of the text to validate on; None: the end of ``path``.
         val_fraction: the share of the characters, from the end, that validates if ``val_path`` is None; nanoGPT's
             ``int(n * 0.9)`` for 0.1.

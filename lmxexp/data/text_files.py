@@ -1,18 +1,22 @@
-"""Local text files as one string."""
+"""Local text files as one document."""
 
+import codecs
 import functools
 import glob
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from lmxexp.data.corpus import Corpus, check_fraction, cut, fingerprint_of
+from lmxexp.data.corpus import Corpus, check_fraction, cut, fingerprint_of, pieces
 from lmxexp.interfaces import ConfigError
 
 
 def corpus_of_files(path: str | list[str], val_path: str | list[str] | None, val_fraction: float) -> Corpus:
     """The files of ``path``, one after the other with nothing in between, as a corpus.
+
+    They are read in pieces, so that they may be larger than memory. Files whose names end in ``.gz``, ``.bz2``, ``.xz``
+    or ``.zst`` are decompressed on the way.
 
     Args:
         path: a file, a pattern such as ``books/**/*.txt`` (in the order of the names), or a list of either.
@@ -27,14 +31,13 @@ def corpus_of_files(path: str | list[str], val_path: str | list[str] | None, val
     if val_path is not None:
         val_files = find_files("data.val_path", val_path)
         return Corpus(
-            train=lambda: [_read("data.path", files)],
-            validation=lambda: [_read("data.val_path", val_files)],
+            train=lambda: pieces(chunks("data.path", files)),
+            validation=lambda: pieces(chunks("data.val_path", val_files)),
             fingerprint=fingerprint_of("files", _digest("data.path", files), _digest("data.val_path", val_files)),
             origin={"files": _names(files), "val_files": _names(val_files)},
         )
-    # Read once for both splits and a learned tokenizer, and not at all where the tokens are cached.
-    text = functools.cache(lambda: _read("data.path", files))
-    train, validation = cut(lambda: [text()], lambda: len(text()), val_fraction)
+    n_chars = functools.cache(lambda: sum(map(len, chunks("data.path", files))))
+    train, validation = cut(lambda: pieces(chunks("data.path", files)), n_chars, val_fraction)
     return Corpus(
         train=train,
         validation=validation,
@@ -68,23 +71,61 @@ def find_files(key: str, path: str | Sequence[str]) -> list[Path]:
     return files
 
 
-def _read(key: str, files: list[Path]) -> str:
-    return "".join(_read_file(key, file) for file in files)
+def chunks(key: str, files: Iterable[Path | str]) -> Iterator[str]:
+    """The text of the files, a megabyte at a time.
+
+    Args:
+        key: the setting that names them.
+        files: local paths, or addresses that ``fsspec`` knows.
+
+    Raises:
+        ConfigError: for a file that cannot be read or is not UTF-8 text.
+    """
+    for file in files:
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        passed = 0
+        try:
+            with _opened(key, file) as stream:
+                while True:
+                    block = stream.read(1 << 20)
+                    if (at := block.find(b"\0")) >= 0:
+                        raise ConfigError(
+                            f"{key}={file} is a binary file (a NUL byte at {passed + at}): give a UTF-8 text file"
+                        )
+                    pending = len(decoder.getstate()[0])
+                    try:
+                        text = decoder.decode(block, final=not block)
+                    except UnicodeDecodeError as error:
+                        raise ConfigError(
+                            f"{key}={file} is not UTF-8 text (at byte {passed - pending + error.start}): convert it, "
+                            "for instance with iconv"
+                        ) from error
+                    if text:
+                        yield text
+                    if not block:
+                        break
+                    passed += len(block)
+        except (OSError, EOFError) as error:  # EOFError: a compressed file that was cut short
+            raise _unreadable(key, file, error) from error
 
 
-def _read_file(key: str, file: Path) -> str:
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{key}={file} cannot be read ({error.strerror}): make it readable") from error
-    if (at := data.find(b"\0")) >= 0:
-        raise ConfigError(f"{key}={file} is a binary file (a NUL byte at {at}): give a UTF-8 text file")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
+def _opened(key: str, file: Path | str) -> IO[bytes]:
+    name = str(file)
+    if "://" not in name and not name.endswith((".gz", ".bz2", ".xz", ".zst")):
+        return open(name, "rb")
+    import fsspec
+    from fsspec.utils import infer_compression
+
+    if name.endswith(".zst") and infer_compression(name) is None:
         raise ConfigError(
-            f"{key}={file} is not UTF-8 text (at byte {error.start}): convert it, for instance with iconv"
-        ) from error
+            f"{key}={file} is compressed with zstd, which Python reads with a package: pip install zstandard"
+        )
+    return fsspec.open(name, "rb", compression="infer").open()  # pyright: ignore
+
+
+def _unreadable(key: str, file: Path | str, error: Exception) -> ConfigError:
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+    return ConfigError(f"{key}={file} cannot be read ({reason}): make it readable")
 
 
 def _digest(key: str, files: list[Path]) -> str:
@@ -95,7 +136,7 @@ def _digest(key: str, files: list[Path]) -> str:
                 while block := stream.read(1 << 20):
                     digest.update(block)
         except OSError as error:
-            raise ConfigError(f"{key}={file} cannot be read ({error.strerror}): make it readable") from error
+            raise _unreadable(key, file, error) from error
     return digest.hexdigest()
 
 

@@ -1,45 +1,24 @@
-"""The tokens of one split: a flat array in a memory-mapped file, with a JSON beside it."""
+"""The tokens of one split: from the cache, or made and kept there."""
 
-import hashlib
-import json
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+import errno
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from lmxexp.data.cache import warn_unwritable, write_atomically
-from lmxexp.data.corpus import Documents, fingerprint_of
+from lmxexp.data import shards
+from lmxexp.data.cache import warn_unwritable
+from lmxexp.data.corpus import Documents, fingerprint_of, read_from
+from lmxexp.data.encode import encode
+from lmxexp.data.progress import Progress
+from lmxexp.data.shards import TokenInfo, Totals
 from lmxexp.data.tokens import Tokens
-from lmxexp.interfaces import Tokenizer
+from lmxexp.interfaces import ConfigError, Tokenizer
 
-FORMAT = 1
-"""Part of every file's name: raise it when the same text and tokenizer come to give other tokens."""
+FORMAT = 2
+"""Part of every directory's name: raise it when the same text and tokenizer come to give other tokens or files."""
 
-_BATCH_CHARS = 4_000_000  # of text encoded at once: bounds the memory, and gives every core something to do
-
-
-@dataclass(frozen=True)
-class TokenInfo:
-    """What the JSON says of the tokens beside it."""
-
-    tokenizer: str
-    """Hash of the tokenizer that made them."""
-    source: str
-    """Fingerprint of the corpus."""
-    split: str
-    dtype: str
-    """uint16, or uint32 for vocabularies above 65,536."""
-    count: int
-    bytes: int
-    """UTF-8 bytes of the text, newlines between documents included."""
-    sha256: str
-    """Of the tokens."""
-    lossless: bool | None
-    """Whether decoding gives the text back, to the letter; None: not looked at."""
-    starts: list[int]
-    """Where each document's own first token is; what joins it to the next belongs to it."""
+_START = {"items": 0}
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def tokens_of(
@@ -54,114 +33,66 @@ def tokens_of(
 ) -> tuple[Tokens, TokenInfo]:
     """The tokens of a split, from the cache if they are there.
 
+    They are written shard by shard, and a making that was interrupted goes on after its last whole shard, in the same
+    process or another; the result is the same to the byte. Of several processes one makes them and the others wait.
+
     Documents are joined by the tokenizer's end-of-text token, or by a newline where it has none. A cache that cannot
     be written costs a warning, and the tokens are kept in memory.
+
+    Raises:
+        ConfigError: where the disk is full after at least one whole shard, which may be more than memory holds; what
+            the documents raise.
     """
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
-    name = f"{split}-{fingerprint_of(FORMAT, source, tokenizer_hash)[:32]}"
-    file = cache_dir / "tokens" / f"{name}.bin"
-    expected = {"tokenizer": tokenizer_hash, "source": source, "split": split, "dtype": dtype.name}
-    found = _read(file, expected)
+    directory = cache_dir / "tokens" / f"{split}-{fingerprint_of(FORMAT, source, tokenizer_hash)[:32]}"
+    names = {"tokenizer": tokenizer_hash, "source": source, "split": split, "dtype": dtype.name}
+    found = shards.read(directory, names)
     if found is not None:
         return found
-
-    encoder = _Encoder(documents, tokenizer, dtype, check_lossless)
     try:
-        write_atomically(file, lambda out: [out.write(ids.data) for ids in encoder])
-        info = encoder.info(**expected)
-        # Last: where the JSON stands, the tokens are complete.
-        write_atomically(file.with_suffix(".json"), lambda out: out.write(json.dumps(asdict(info)).encode()))
+        with shards.locked(directory):
+            found = shards.read(directory, names)  # made by the process that was waited for
+            if found is None:
+                _make(directory, names, documents, tokenizer, check_lossless)
+                found = shards.read(directory, names)
     except OSError as error:
+        if error.errno in _FULL and shards.has_some(directory):
+            raise ConfigError(
+                f"data.cache_dir={cache_dir} has no room for the tokens of the {split} split ({error.strerror}): make "
+                "room and give the same command again, which goes on from there; or set data.cache_dir or "
+                "LMXEXP_CACHE to a directory with more"
+            ) from error
         warn_unwritable(cache_dir, error)
-    else:
-        found = _read(file, expected)
-        if found is not None:  # None: somebody is emptying the cache
-            return found
-    encoder = _Encoder(documents, tokenizer, dtype, check_lossless)
-    ids = np.concatenate([np.empty(0, dtype), *encoder])
-    info = encoder.info(**expected)
-    return _with_starts(ids, info), info
+    if found is not None:  # None: unwritable, or somebody is emptying the cache
+        return found
+    return _in_memory(names, documents, tokenizer, check_lossless)
 
 
-def _with_starts(ids: np.ndarray, info: TokenInfo) -> Tokens:
-    return Tokens([ids], np.array(info.starts, np.int64))
+def _make(
+    directory: Path, names: dict[str, str], documents: Documents, tokenizer: Tokenizer, check_lossless: bool
+) -> None:
+    totals = Totals(check_lossless)
+    done = shards.done_so_far(directory, names, totals)
+    reader = read_from(documents, done[-1].place if done else _START)
+    dtype = np.dtype(names["dtype"])
+    encoded = encode(reader, tokenizer, dtype, first=not totals.documents, check_lossless=check_lossless)
+    with Progress(names["split"], documents, totals) as shown:
+        try:
+            shards.write(directory, names, done, totals, encoded, shown)
+        finally:
+            encoded.close()
 
 
-def _read(file: Path, expected: dict[str, str]) -> tuple[Tokens, TokenInfo] | None:
-    try:
-        info = TokenInfo(**json.loads(file.with_suffix(".json").read_text(encoding="utf-8")))
-        dtype = np.dtype(expected["dtype"])
-        if any(getattr(info, key) != value for key, value in expected.items()):
-            return None
-        if file.stat().st_size != info.count * dtype.itemsize:
-            return None
-        if info.count == 0:  # no empty file can be mapped
-            return _with_starts(np.empty(0, dtype), info), info
-        # As a plain array: indexing a np.memmap is slower, for it makes a np.memmap again.
-        return _with_starts(np.asarray(np.memmap(file, dtype, mode="r")), info), info
-    except (OSError, ValueError, TypeError):
-        return None
-
-
-class _Encoder:
-    """Iterates over the tokens of documents, piece by piece, and adds up what `TokenInfo` wants to know."""
-
-    def __init__(self, documents: Documents, tokenizer: Tokenizer, dtype: np.dtype, check_lossless: bool):
-        self.documents, self.tokenizer, self.dtype = documents, tokenizer, dtype
-        self.count = self.n_bytes = 0
-        self.digest = hashlib.sha256()
-        self.starts: list[int] = []
-        self.lossless = True if check_lossless else None
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        eos = self.tokenizer.eos_id
-        joint = self.tokenizer.encode("\n") if eos is None else np.array([eos], self.dtype)
-        joint_bytes = 1 if eos is None else 0
-        first = True
-        place = 0
-        for texts in _groups(self.documents()):
-            parts = []
-            for text, ids in zip(texts, self._encode(texts), strict=True):
-                self.n_bytes += len(text.encode("utf-8")) + (0 if first else joint_bytes)
-                parts += [ids] if first else [joint, ids]
-                place += 0 if first else len(joint)
-                self.starts.append(place)
-                place += len(ids)
-                first = False
-                if self.lossless:
-                    self.lossless = self.tokenizer.decode(ids.tolist()) == text
-            joined = np.concatenate(parts)
-            assert joined.size == 0 or joined.max() < self.tokenizer.vocab_size, "a token beyond the vocabulary"
-            joined = np.ascontiguousarray(joined, self.dtype)
-            self.count += joined.size
-            self.digest.update(joined.data)
-            yield joined
-
-    def _encode(self, texts: list[str]) -> Iterable[np.ndarray]:
-        encode_batch = getattr(self.tokenizer, "encode_batch", None)
-        return map(self.tokenizer.encode, texts) if encode_batch is None else encode_batch(texts)
-
-    def info(self, **names: Any) -> TokenInfo:
-        return TokenInfo(
-            **names,
-            count=self.count,
-            bytes=self.n_bytes,
-            sha256=self.digest.hexdigest(),
-            lossless=self.lossless,
-            starts=self.starts,
-        )
-
-
-def _groups(documents: Iterable[str]) -> Iterator[list[str]]:
-    group: list[str] = []
-    n_chars = 0
-    for document in documents:
-        if not document:
-            continue
-        group.append(document)
-        n_chars += len(document)
-        if n_chars >= _BATCH_CHARS:
-            yield group
-            group, n_chars = [], 0
-    if group:
-        yield group
+def _in_memory(
+    names: dict[str, str], documents: Documents, tokenizer: Tokenizer, check_lossless: bool
+) -> tuple[Tokens, TokenInfo]:
+    totals = Totals(check_lossless)
+    ids, starts = [np.empty(0, np.dtype(names["dtype"]))], [np.empty(0, np.int64)]
+    reader = read_from(documents, _START)
+    with Progress(names["split"], documents, totals) as shown:
+        for piece in encode(reader, tokenizer, ids[0].dtype, first=True, check_lossless=check_lossless):
+            starts.append(piece.starts + totals.count)
+            ids.append(piece.ids)
+            totals.add(piece)
+            shown(totals, piece.place)
+    return Tokens([np.concatenate(ids)], np.concatenate(starts)), totals.info(names, [totals.count])

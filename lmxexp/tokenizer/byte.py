@@ -21,6 +21,7 @@ class ByteTokenizer:
 
     vocab_size = 256
     eos_id: int | None = None
+    encodes_pieces = True
 
     def __init__(
         self,

@@ -30,6 +30,7 @@ class CharTokenizer:
     """
 
     eos_id: int | None = None
+    encodes_pieces = True
 
     def __init__(
         self,

@@ -34,6 +34,7 @@ class SubwordTokenizer:
         self.eos_id: int | None = None if eos is None else vocabulary[eos]
         self._dtype = np.min_scalar_type(self.vocab_size - 1)
         self._lengths = _token_lengths(tokenizer, vocabulary, self.vocab_size)
+        self.encodes_pieces = _encodes_pieces(tokenizer)
 
     def encode(self, text: str) -> np.ndarray:
         return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids, self._dtype)
@@ -81,3 +82,22 @@ def _token_lengths(tokenizer: tokenizers.Tokenizer, vocabulary: dict[str, int], 
     for i, added in tokenizer.get_added_tokens_decoder().items():
         lengths[i] = 0 if added.special else len(added.content.encode("utf-8"))
     return lengths
+
+
+def _encodes_pieces(tokenizer: tokenizers.Tokenizer) -> bool:
+    """Whether texts cut by `lmxexp.data.corpus.pieces` give the tokens of the whole.
+
+    With GPT-2's pattern a word ends at such a place anyway. What looks at the start of a text, or across a space, does
+    not.
+    """
+    state = json.loads(tokenizer.to_str())
+    before = state.get("pre_tokenizer") or {}
+    added = state.get("added_tokens") or []
+    return (
+        state["model"].get("type") == "BPE"
+        and state.get("normalizer") is None
+        and before.get("type") == "ByteLevel"
+        and before.get("use_regex", True)
+        and not before.get("add_prefix_space", True)
+        and not any(a["lstrip"] or a["rstrip"] or a["single_word"] or set(a["content"]) & set(" \n") for a in added)
+    )

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterable, Iterator
 
+from lmxexp.data.corpus import Continued
+
 
 class Texts:
     """Calling it gives the documents of the training split; `with_validation` those of both splits.
@@ -25,7 +27,7 @@ class Texts:
         for split in (self.train, self.validation):
             n_split = 0
             for document in split():
-                n_split += 1
+                n_split += not isinstance(document, Continued)
                 yield document
             n = max(n, n_split)
         if n > 1:

@@ -23,7 +23,7 @@ def make(monkeypatch, tmp_path, request):
     inputs = kinds.write_inputs(tmp_path / "inputs")
 
     def made(kind, *args, **kwargs):
-        if kind in ("hf", "tinystories"):
+        if kind in kinds.OF_DATASETS:
             request.getfixturevalue("hf_cache")
         if kind == "python_stdlib" and not (tmp_path / "library").exists():
             kinds.write_library(tmp_path / "library")

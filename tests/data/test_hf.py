@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -143,11 +144,11 @@ def test_web_addresses_are_downloaded_once(make, tmp_path, request, monkeypatch)
 def test_the_second_time_is_cached(hf, monkeypatch):
     first = hf()
 
-    def documents(column):
+    def read_again(*args, **kwargs):
         raise AssertionError("the column was read again")
 
     assert texts(hf()) == texts(first)
-    monkeypatch.setattr("lmxexp.data.hf._documents", lambda column: lambda: documents(column))
+    monkeypatch.setattr("lmxexp.data.hf_corpus.ColumnRows.at", read_again)
     assert texts(hf()) == texts(first)
 
 
@@ -212,6 +213,38 @@ def test_without_a_network_there_is_one_message(tmp_path):
     assert done.stdout.count("\n") == 1
     assert "data=python_stdlib" in done.stdout
     assert done.stderr == ""
+
+
+NO_NETWORK = """
+import socket, sys
+
+def nothing(*args, **kwargs):
+    raise socket.gaierror(-2, "Name or service not known")
+
+socket.getaddrinfo = nothing
+from lmxexp.prepare import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("kind", ["fineweb_edu", pytest.param("wikitext", marks=pytest.mark.slow)])
+def test_a_corpus_without_a_network_is_refused_at_once(tmp_path, kind):
+    """The libraries alone would try again for 25 seconds."""
+    environment = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
+    environment |= {"HF_HOME": str(tmp_path), "LMXEXP_CACHE": str(tmp_path)}
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", NO_NETWORK, f"data={kind}"],
+        capture_output=True,
+        text=True,
+        env={**environment, "PYTHONPATH": ":".join(p for p in sys.path if p)},
+        cwd=tmp_path,
+    )
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if "available" not in line]
+    assert line.startswith("lmxexp: error: data.name=")
+    assert "could not be downloaded (huggingface.co has no address): check the network" in line
+    assert time.monotonic() - began < 15
 
 
 def test_datasets_is_imported_only_when_used():

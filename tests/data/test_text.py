@@ -1,5 +1,8 @@
 """Local files: nanoGPT's split, patterns, and everything that can be wrong with a file."""
 
+import bz2
+import gzip
+import lzma
 import os
 
 import pytest
@@ -65,7 +68,7 @@ def test_cached_tokens_need_no_text(make, tmp_path, monkeypatch):
     def read(*_):
         raise AssertionError("the text was read again")
 
-    monkeypatch.setattr("lmxexp.data.text_files._read", read)
+    monkeypatch.setattr("lmxexp.data.text_files.chunks", read)
     assert texts(make(str(tmp_path / "a.txt"))) == texts(first)
 
 
@@ -122,3 +125,20 @@ def test_nanogpt_split_of_tiny_shakespeare(make):
     assert source.tokenizer.characters[:4] == "\n !$"
     assert source.tokenizer.decode(source._train.slice(0, 13)) == "First Citizen"
     assert source.eval_bytes == 111_539
+
+
+@pytest.mark.parametrize("suffix", ["gz", "bz2", "xz", "zst"])
+def test_compressed_files_are_the_text_in_them(make, tmp_path, suffix):
+    if suffix == "zst":
+        compress = pytest.importorskip("zstandard").ZstdCompressor().compress
+    else:
+        compress = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}[suffix]
+    (tmp_path / "a.txt").write_text(TEXT)
+    (tmp_path / f"a.txt.{suffix}").write_bytes(compress(TEXT.encode()))
+    assert texts(make(str(tmp_path / f"a.txt.{suffix}"))) == texts(make(str(tmp_path / "a.txt")))
+
+
+def test_a_compressed_file_that_is_cut_short(make, tmp_path):
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(TEXT.encode())[:-12])
+    with pytest.raises(ConfigError, match=r"data\.path=.*a\.txt\.gz cannot be read \(.*end"):
+        make(str(tmp_path / "a.txt.gz"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lmxexp.data import token_file
+from lmxexp.data import encode, token_file
 from lmxexp.data.cache import write_atomically
 from lmxexp.tokenizer.byte import ByteTokenizer
 from lmxexp.tokenizer.char import CharTokenizer
@@ -29,8 +29,15 @@ class Counting:
 
 def tokens(cache_dir, documents, tokenizer=None, **names):
     names = {"tokenizer_hash": "t", "source": "s", "split": "train", **names}
-    found, info = token_file.tokens_of(documents, tokenizer or ByteTokenizer(), cache_dir=cache_dir, **names)
-    return found.slice(0, len(found)), info
+    made, info = token_file.tokens_of(documents, tokenizer or ByteTokenizer(), cache_dir=cache_dir, **names)
+    assert len(made) == info.count
+    assert len(made.starts) == info.documents
+    return made.slice(0, len(made)), info
+
+
+def files(cache_dir):
+    """All there is but locks."""
+    return sorted(p for p in (cache_dir / "tokens").rglob("*") if p.is_file() and p.name != ".lock")
 
 
 def naive():
@@ -46,8 +53,12 @@ def test_read_once_then_from_the_cache(tmp_path):
     assert np.array_equal(again, naive())
     assert info == info_again
     assert (info.count, info.bytes, info.dtype) == (len(naive()), len(naive()), "uint16")
-    assert isinstance(again.base.base, np.memmap)
-    assert sorted(p.suffix for p in (tmp_path / "tokens").iterdir()) == [".bin", ".json"]
+    made, _ = token_file.tokens_of(
+        documents, ByteTokenizer(), tokenizer_hash="t", source="s", split="train", cache_dir=tmp_path
+    )
+    assert [type(part.base) for part in made.parts] == [np.memmap]
+    assert type(made.starts.base) is np.memmap
+    assert [p.name for p in files(tmp_path)] == ["00000.bin", "00000.json", "starts.bin", "tokens.json"]
 
 
 @pytest.mark.parametrize("name", ["tokenizer_hash", "source", "split"])
@@ -63,11 +74,11 @@ def cut_short(file: Path):
     file.write_bytes(file.read_bytes()[:-2])  # a whole token
 
 
-@pytest.mark.parametrize("suffix", [".bin", ".json"])
+@pytest.mark.parametrize("name", ["00000.bin", "tokens.json", "starts.bin"])
 @pytest.mark.parametrize("damage", [Path.unlink, cut_short, lambda file: file.write_bytes(b"")])
-def test_a_damaged_cache_is_made_again(tmp_path, suffix, damage):
+def test_a_damaged_cache_is_made_again(tmp_path, name, damage):
     tokens(tmp_path, Counting())
-    (file,) = (tmp_path / "tokens").glob(f"*{suffix}")
+    (file,) = (tmp_path / "tokens").rglob(name)
     damage(file)
     for expected_reads in (1, 0):
         documents = Counting()
@@ -96,18 +107,18 @@ def test_a_full_disk_costs_a_warning_and_leaves_nothing(tmp_path, monkeypatch):
     with pytest.warns(RuntimeWarning, match="No space left"):
         ids, _ = tokens(tmp_path, Counting())
     assert np.array_equal(ids, naive())
-    assert list((tmp_path / "tokens").iterdir()) == []
+    assert files(tmp_path) == []
 
 
 def test_an_error_in_the_text_leaves_nothing(tmp_path):
     tokenizer = CharTokenizer(lambda: iter(["abc\n"]))
     with pytest.raises(ValueError, match="does not know the character 'G'"):
         tokens(tmp_path, Counting(), tokenizer)
-    assert list((tmp_path / "tokens").iterdir()) == []
+    assert files(tmp_path) == []
 
 
 def test_large_splits_are_encoded_in_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr(token_file, "_BATCH_CHARS", 20)
+    monkeypatch.setattr(encode, "_BATCH_CHARS", 20)
     ids, info = tokens(tmp_path, Counting())
     assert np.array_equal(ids, naive())
     assert info.count == len(naive())
@@ -144,10 +155,10 @@ def test_two_writers_at_once(tmp_path):
         assert process.exitcode == 0
     assert failures.empty()
     for i in range(10):
-        names = sorted(p.name for p in (tmp_path / str(i) / "tokens").iterdir())
-        assert len(names) == 2
-        info = json.loads((tmp_path / str(i) / "tokens" / names[1]).read_text())
-        assert (tmp_path / str(i) / "tokens" / names[0]).stat().st_size == 2 * info["count"]
+        binary, shard, starts, whole = files(tmp_path / str(i))
+        for info in (shard, whole):
+            assert binary.stat().st_size == 2 * json.loads(info.read_text())["count"]
+        assert starts.stat().st_size == 8 * 5
 
 
 def test_a_reader_never_sees_half_a_file(tmp_path):

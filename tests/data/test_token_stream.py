@@ -23,6 +23,10 @@ def small_bpe(**kwargs):
     return BpeTokenizer(**kwargs, vocab_size=400)
 
 
+def training(source):
+    return source._train.slice(0, len(source._train))
+
+
 TOKENIZERS = [ByteTokenizer, CharTokenizer, small_bpe]
 
 
@@ -94,11 +98,10 @@ def test_training_data_is_what_nanogpt_samples_from(tmp_path):
 def test_documents_are_joined_by_end_of_text_or_newline(tmp_path):
     documents = ["one", "", "two two", "three"]
     bytes_only = stream(tmp_path, documents, documents)
-    assert bytes_only.tokenizer.decode(bytes_only._train.slice(0, 17)) == "one\ntwo two\nthree"
+    assert bytes_only.tokenizer.decode(training(bytes_only)) == "one\ntwo two\nthree"
     pieces = stream(tmp_path, documents, documents, small_bpe, seq_len=4)
-    ids = pieces._train.slice(0, len(pieces._train))
-    assert pieces.tokenizer.decode(ids) == "one<|endoftext|>two two<|endoftext|>three"
-    assert list(ids).count(pieces.tokenizer.eos_id) == 2
+    assert pieces.tokenizer.decode(training(pieces)) == "one<|endoftext|>two two<|endoftext|>three"
+    assert list(training(pieces)).count(pieces.tokenizer.eos_id) == 2
 
 
 def test_shortest_splits(tmp_path):
@@ -120,7 +123,7 @@ def test_large_vocabularies_take_four_bytes(tmp_path):
             return super().decode(np.asarray(ids) - 65_500)
 
     source = stream(tmp_path, [TEXT], [TEXT], lambda **_: Wide())
-    assert source._train.slice(0, 5).dtype == np.uint32
+    assert training(source).dtype == np.uint32
     assert source.batch(0).inputs.max() > 65_535
 
 

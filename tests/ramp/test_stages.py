@@ -186,7 +186,8 @@ def test_every_stage_takes_a_whole_batch_of_the_source():
 
 # --- from a configuration ---------------------------------------------------------------------------------------------
 
-TEXT = ["hf", "mixture", "python_stdlib", "text", "tinyshakespeare", "tinystories"]
+CORPORA = ["c4", "dclm", "fineweb_edu", "openwebtext", "stack_python", "tinyshakespeare", "tinystories", "wikitext"]
+TEXT = ["hf", "mixture", "python_stdlib", "text", *CORPORA]
 PROBLEMS = ["copying", "induction", "mqar"]
 
 
