@@ -15,8 +15,8 @@ SWEEP_NODES = ("sweep", "match", "tune")
 
 _LEFT_OUT = frozenset(("name", "tags", "resume", "choice", "logger", "debug", *SWEEP_NODES))
 """Names, places and reports."""
-_LEFT_OUT_OF_TRAIN = frozenset(("keep", "memory_limit_gb", "self_test", "profile", "profile_capture"))
-"""Can end a run, or take disk space or time; cannot change a number."""
+_LEFT_OUT_OF_TRAIN = frozenset(("keep", "memory_limit_gb", "self_test", "parallel", "profile", "profile_capture"))
+"""Can end a run, or take disk space or time; cannot change a number, beyond the order in which many are added up."""
 
 
 def identity(config: Mapping[str, Any], fingerprint: str) -> str:

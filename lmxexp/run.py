@@ -1,6 +1,7 @@
 """One run: from a composed configuration to a trained, scored model on disk."""
 
 import copy
+import dataclasses
 import functools
 import json
 import math
@@ -9,7 +10,6 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,6 +29,9 @@ from lmxexp.model.build import build_model
 from lmxexp.model.language_model import LanguageModel
 from lmxexp.ops.trees import by_path
 from lmxexp.optim.build import optimizer_of
+from lmxexp.parallel import setup as parallel
+from lmxexp.parallel.session import together, told
+from lmxexp.parallel.world import ALONE, World, update_from_main
 from lmxexp.profile import profile
 from lmxexp.ramp.build import ramp_of
 from lmxexp.ramp.stages import flops_in, say, steps_of, tokens_in
@@ -41,7 +44,7 @@ from lmxexp.train.trainer import DivergedError, Trainer
 _is_first = True
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class RunResult:
     """How a run ended."""
 
@@ -55,20 +58,33 @@ class RunResult:
     """The signal that stopped it."""
 
 
-def run(cfg: DictConfig, run_dir: str | Path | None = None, *, until: int | None = None) -> RunResult:
-    """Train and score a configuration, and leave a record of it: `run_steps`, which computes its own steps."""
-    return alone(run_steps(cfg, run_dir, until=until))
+def run(cfg: DictConfig | None, run_dir: str | Path | None = None, *, until: int | None = None) -> RunResult:
+    """Train and score a configuration, and leave a record of it: `run_steps`, which computes its own steps.
+
+    Launched with others (`mlx.launch`), all processes call it, and do what rank 0 is given; the others may give None.
+    """
+    with together() as world:
+        cfg, run_dir, until = told(world, (cfg, run_dir, until))
+        assert cfg is not None
+        return alone(run_steps(cfg, run_dir, until=until, world=world))
 
 
 def run_steps(
-    cfg: DictConfig, run_dir: str | Path | None = None, *, until: int | None = None, side_by_side: bool = False
+    cfg: DictConfig,
+    run_dir: str | Path | None = None,
+    *,
+    until: int | None = None,
+    side_by_side: bool = False,
+    world: World = ALONE,
 ) -> Steps[RunResult]:
     """`steps_in_parts`, which with ``train.n_micro=auto`` go on from the newest checkpoint in smaller parts of a batch
     where memory did not suffice."""
     at_least = 1
     while True:
         try:
-            return (yield from steps_in_parts(cfg, run_dir, at_least, until=until, side_by_side=side_by_side))
+            return (
+                yield from steps_in_parts(cfg, run_dir, at_least, until=until, side_by_side=side_by_side, world=world)
+            )
         except OutOfMemoryError as error:
             if error.parts is None:
                 raise
@@ -87,6 +103,7 @@ def steps_in_parts(
     *,
     until: int | None = None,
     side_by_side: bool = False,
+    world: World = ALONE,
 ) -> Steps[RunResult]:
     """Train and score what ``cfg`` (from `lmxexp.compose`) describes, and leave a record of it.
 
@@ -97,6 +114,7 @@ def steps_in_parts(
         at_least: parts that ``train.n_micro=auto`` makes of a batch.
         until: pause after so many steps, with a checkpoint from which the run goes on as if it had not; None: no pause.
         side_by_side: whether other runs are under way in this process.
+        world: the processes that train it.
 
     Raises:
         ConfigError: a setting that cannot work; nothing was trained.
@@ -113,37 +131,41 @@ def steps_in_parts(
     if (warning := blas.warning()) is not None:
         print(warning, file=sys.stderr)
     directory = Path(cfg.resume or run_dir or run_files.new_run_dir(cfg))
-    before = run_files.load_record(directory) if cfg.resume else {}
-    newest = checkpoint.newest(directory / "checkpoints") if cfg.resume else None
-    saved = checkpoint.read(newest) if newest else None  # none: killed before the first, it starts over
-    branch = cfg.get("branch")
-    start = saved or (checkpoint.read(checkpoint_of(cfg)) if branch else None)
-    directory.mkdir(parents=True, exist_ok=True)
-    if not cfg.resume and (directory / "run.json").exists():
-        raise ConfigError(f"{directory} holds a run already: resume={directory} goes on with it, or choose another")
-
-    if saved and (finished := _finished(saved, cfg, directory, until)):
+    before, saved, start, finished = world.from_main(lambda: _begun(cfg, directory, until))
+    if finished:
         return finished
+    shared, directory = directory, world.own_dir(directory)
+    branch = cfg.get("branch")
 
     _start_clean(cfg.seed)
     config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     settings = build(cfg.train)
     ramp = ramp_of(cfg)
-    source = build_source(cfg)
+    source = world.main_first(lambda: build_source(cfg))
+    parallel.check_same_data(world, source)
     if branch and not saved:
-        _check_same_data(run_files.load_record(Path(branch.path)), source, f"branch={branch.path}")
+        _check_same_data(
+            world.from_main(lambda: run_files.load_record(Path(branch.path))), source, f"branch={branch.path}"
+        )
     _check_same_data(before, source, f"resume={directory}")
     model = build_model(cfg, vocab_size=source.vocab_size)
     chosen_precision = precision.resolve(settings.precision, on_gpu=device.is_gpu())
     if chosen_precision == "bf16":
         model.set_dtype(mx.bfloat16)
+    update_from_main(world, model)
     optimizer = optimizer_of(cfg)
     optimizer.init(model.trainable_parameters())
+    parallel.check(world, settings, ramp, optimizer, resumed=bool(cfg.resume))
     loss = build(cfg.loss)
-    ledger = Ledger(model, optimizer, loss, settings, precision.compute_dtype(chosen_precision))
-    adapts = settings.n_micro == "auto"
-    settings = with_parts(settings, ledger, known=before.get("n_micro") if at_least == 1 else None, at_least=at_least)
-    peak_gflops = _peak_gflops(chosen_precision)
+    compute_dtype = precision.compute_dtype(chosen_precision)
+    share = parallel.share(world, settings)
+    ledger = Ledger(model, optimizer, loss, share, compute_dtype, parallel.n_parts(world, settings))
+    adapts = settings.n_micro == "auto" and world.size == 1  # others would wait for the one that begins again
+    known = before.get("n_micro") if at_least == 1 else None
+    n_micro = world.from_main(lambda: with_parts(share, ledger, known=known, at_least=at_least).parts)
+    settings = dataclasses.replace(settings, n_micro=n_micro)
+    peak_gflops = world.from_main(lambda: _peak_gflops(chosen_precision))
+    devices = parallel.devices(world, settings, model, optimizer, compute_dtype)
     _start_clean(cfg.seed)  # of the measurement's memory, and of what random numbers the design's constructors drew
 
     run_id = saved.state["run_id"] if saved else before.get("run_id", uuid.uuid4().hex[:12])
@@ -166,10 +188,11 @@ def steps_in_parts(
         "started": before.get("started", now),
         "resumed": [*before.get("resumed", []), {"at": now, "step": start.step if start else 0}] if before else [],
         **({"ramp": say(ramp)} if ramp.grows else {}),
+        **parallel.record(world, settings),
         **({"branch": {"run": branch.path, "identity": branch.identity, "step": branch.step}} if branch else {}),
         **environment_record(sys.argv),
     }
-    logger = Loggers(_chosen(cfg, "logger"))
+    logger = Loggers(_chosen(cfg, "logger") if world.is_main else {})
     trainer = Trainer(
         model,
         optimizer,
@@ -182,7 +205,8 @@ def steps_in_parts(
         run_dir=directory,
         run_id=run_id,
         precision=chosen_precision,
-        peak_flops=peak_gflops * 1e9,
+        peak_flops=peak_gflops * 1e9 * world.size,
+        devices=devices,
     )
     if start:
         trainer.restore(start)
@@ -191,6 +215,7 @@ def steps_in_parts(
     if source.tokenizer is not None:
         source.tokenizer.save(directory / "tokenizer.json")
     run_files.write_json(directory / "run.json", record)
+    parallel.resumable_after_death(world, shared, record)
     sweep = config.get("sweep") or {}
     info = RunInfo(
         run_dir=directory,
@@ -208,6 +233,24 @@ def steps_in_parts(
     )
     too_large = functools.partial(out_of_memory, ledger=ledger, adapts=adapts)
     return (yield from _fit(trainer, logger, info, until, too_large, begun))
+
+
+def _begun(
+    cfg: DictConfig, directory: Path, until: int | None
+) -> tuple[dict[str, Any], checkpoint.Checkpoint | None, checkpoint.Checkpoint | None, RunResult | None]:
+    """The record of a run that goes on, its checkpoint, the one that it starts from, and its result if it is finished.
+
+    Raises:
+        ConfigError: it cannot go on, or its directory is another's.
+    """
+    before = run_files.load_record(directory) if cfg.resume else {}
+    newest = checkpoint.newest(directory / "checkpoints") if cfg.resume else None
+    saved = checkpoint.read(newest) if newest else None  # none: killed before the first, it starts over
+    start = saved or (checkpoint.read(checkpoint_of(cfg)) if cfg.get("branch") else None)
+    directory.mkdir(parents=True, exist_ok=True)
+    if not cfg.resume and (directory / "run.json").exists():
+        raise ConfigError(f"{directory} holds a run already: resume={directory} goes on with it, or choose another")
+    return before, saved, start, _finished(saved, cfg, directory, until) if saved else None
 
 
 def _begin() -> float:

@@ -1,7 +1,8 @@
 """Loss over the whole validation split."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import mlx.core as mx
@@ -9,6 +10,7 @@ import mlx.core as mx
 from lmxexp.interfaces import Batch, Loss, Source
 from lmxexp.model.language_model import LanguageModel
 from lmxexp.ops.trees import number
+from lmxexp.train.devices import Devices
 from lmxexp.train.precision import cast
 from lmxexp.train.sentinel import CompileSentinel
 from lmxexp.train.step import split, to_arrays
@@ -25,6 +27,7 @@ class Evaluator:
         source: its ``eval_batches``, all of them.
         n_micro: parts that a batch is computed in, as in training: all logits at once might not fit.
         compute_dtype: parameters are cast to it; None: as they are.
+        devices: others that evaluate other batches of the same model, which is whole meanwhile; None: there are none.
         compile: whether to compile.
     """
 
@@ -36,8 +39,10 @@ class Evaluator:
         *,
         n_micro: int = 1,
         compute_dtype: mx.Dtype | None = None,
+        devices: Devices | None = None,
         compile: bool = True,
     ):
+        self.devices = devices
         self.model, self.loss, self.source, self.compute_dtype = model, loss, source, compute_dtype
         self.n_micro = n_micro
         self.sentinel = CompileSentinel()
@@ -53,7 +58,7 @@ class Evaluator:
         totals = [0.0, 0.0, 0.0]
         try:
             waiting = None
-            for batch in self.source.eval_batches():
+            for batch in self._batches():
                 if should_stop():
                     return None
                 for part in split(to_arrays(batch), self.n_micro):
@@ -65,12 +70,16 @@ class Evaluator:
             totals = _added(totals, waiting)
         finally:
             self.model.train(training)
-        nll, n_targets, n_correct = totals
+        nll, n_targets, n_correct = totals if self.devices is None else self.devices.total(totals)
         loss = nll / n_targets
         metrics = {"eval/loss": loss, "eval/ppl": math.exp(min(loss, 700.0)), "eval/accuracy": n_correct / n_targets}
         if self.source.eval_bytes is not None:
             metrics["eval/bpb"] = nll / math.log(2) / self.source.eval_bytes
         return metrics
+
+    def _batches(self) -> Iterator[Batch]:
+        batches = self.source.eval_batches()
+        return batches if self.devices is None else islice(batches, self.devices.rank, None, self.devices.size)
 
     def _sums_of(self, arrays: dict[str, mx.array]) -> list[mx.array]:
         if self.compiled:

@@ -69,7 +69,8 @@ class Ledger:
 
     Args:
         model, optimizer, loss, compute_dtype: as of `lmxexp.train.step.TrainStep`.
-        settings: its ``n_micro`` is not read.
+        settings: its ``n_micro`` is not read; the batch is that of one device.
+        n_devices: that share model and optimizer, each with a part (``train.parallel=fsdp``).
     """
 
     def __init__(
@@ -79,7 +80,9 @@ class Ledger:
         loss: Loss,
         settings: TrainSettings,
         compute_dtype: mx.Dtype | None,
+        n_devices: int = 1,
     ):
+        self.batch_size, self._n_devices = settings.batch_size, n_devices
         self._args, self._settings, self._compute_dtype = (model, optimizer, loss), settings, compute_dtype
         self._known: dict[int, MemoryEstimate] = {}
 
@@ -197,7 +200,7 @@ def out_of_memory(error: BaseException, trainer: Any, ledger: Ledger, *, adapts:
     ledger.let_go()
     settings = trainer.settings
     now = settings.n_micro
-    more = _divisors(settings.batch_size, now + 1)
+    more = _divisors(ledger.batch_size, now + 1)
     if more and adapts:
         mend = ""
     elif more:

@@ -13,6 +13,7 @@ from mlx.utils import tree_unflatten
 from lmxexp.interfaces import Loss
 from lmxexp.model.language_model import LanguageModel
 from lmxexp.ops.own_gradient import without_own_gradients
+from lmxexp.ops.replaced import replaced
 from lmxexp.ops.trees import by_path
 from lmxexp.train.random_state import get_random_state, set_random_state
 from lmxexp.train.step import TrainStep
@@ -194,22 +195,12 @@ def _stand_ins(fused_attention: bool) -> Iterator[None]:
     """Within, what MLX cannot trace, or would trace as something else, is done by arrays of the same sizes."""
     with ExitStack() as stack:
         # The gradient of grouped products is a primitive that is not traced.
-        stack.enter_context(_replaced(mx, "gather_mm", lambda a, b, **_: (a[..., 0, :] @ b[0])[..., None, :]))
-        stack.enter_context(_replaced(mx, "contiguous", lambda a, **_: a + 0))  # a copy, which is not traced as one
+        stack.enter_context(replaced(mx, "gather_mm", lambda a, b, **_: (a[..., 0, :] @ b[0])[..., None, :]))
+        stack.enter_context(replaced(mx, "contiguous", lambda a, **_: a + 0))  # a copy, which is not traced as one
         if fused_attention:
             # Traced on the CPU, attention keeps all its scores; a fused kernel keeps queries, keys, values and output.
-            stack.enter_context(_replaced(mx.fast, "scaled_dot_product_attention", _keeps_no_scores))
+            stack.enter_context(replaced(mx.fast, "scaled_dot_product_attention", _keeps_no_scores))
         yield
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
 
 
 def _keeps_no_scores(q: mx.array, k: mx.array, v: mx.array, **_: Any) -> mx.array:

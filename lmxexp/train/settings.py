@@ -30,6 +30,7 @@ class TrainSettings:
     eval_every: int
     checkpoint_every: int
     keep: int
+    parallel: Literal["data", "fsdp"] | None = None
     profile: bool = False  # with defaults: the configurations of earlier runs do not have them
     profile_capture: str | None = None
 
