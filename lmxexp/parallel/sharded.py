@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from lmxexp.ops.trees import by_path
 from lmxexp.optim.build import leaf_optimizers
 from lmxexp.parallel.averaged import Averaged, shapes
 from lmxexp.parallel.world import Ranks
+from lmxexp.train.snapshot import fill
 
 _ELEMENTWISE_OF_MLX = ("SGD", "RMSprop", "Adagrad", "AdaDelta", "Adam", "AdamW", "Adamax", "Lion")
 
@@ -63,9 +65,15 @@ class Sharded(Averaged):
             model.update(tree_unflatten(list(parts.items())))
             mx.eval(parts)  # one layer at a time: the whole arrays go
             self._let_go(held)
-        optimizer.init(model.trainable_parameters())
-        now = shapes(optimizer.state)
-        self._in_parts["optimizer"] = {path for path, shape in self._shapes["optimizer"].items() if now[path] != shape}
+        self._in_parts["optimizer"] = {
+            path for path, shape in self._shapes["optimizer"].items() if self._is_of_parameter(path, shape)
+        }
+        fill(optimizer.state, {path: self._own("optimizer", path, a) for path, a in by_path(optimizer.state).items()})
+
+    def _is_of_parameter(self, path: str, shape: tuple[int, ...]) -> bool:
+        """Whether an array of the optimizer's state has an element for each of a parameter in parts."""
+        of = re.sub(r"^(states\.\d+\.)*", "", path).rpartition(".")[0]
+        return of in self._in_parts["model"] and shape == self._shapes["model"][of]
 
     def parameters(self, own: Any) -> Any:
         found = by_path(own)
