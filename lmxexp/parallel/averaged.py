@@ -10,7 +10,6 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from lmxexp.interfaces import Aux
-from lmxexp.ops.trees import by_path
 from lmxexp.parallel.draws import rows_of
 from lmxexp.parallel.world import Ranks
 from lmxexp.train.checkpoint import check_shapes
@@ -111,8 +110,3 @@ class Averaged:
             name: flat[start:end].reshape(a.shape)
             for (name, a), start, end in zip(arrays.items(), ends, ends[1:], strict=False)
         }
-
-
-def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Of the leaves, by path."""
-    return {path: tuple(a.shape) for path, a in by_path(tree).items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -16,16 +15,17 @@ from lmxexp.interfaces import Aux, ConfigError
 from lmxexp.model.language_model import LanguageModel
 from lmxexp.ops.trees import by_path
 from lmxexp.optim.build import leaf_optimizers
-from lmxexp.parallel.averaged import Averaged, shapes
+from lmxexp.parallel.averaged import Averaged
 from lmxexp.parallel.world import Ranks
+from lmxexp.train.in_parts import InParts
 from lmxexp.train.snapshot import fill
 
 _ELEMENTWISE_OF_MLX = ("SGD", "RMSprop", "Adagrad", "AdaDelta", "Adam", "AdamW", "Adamax", "Lion")
 
 
 class Sharded(Averaged):
-    """A parameter is kept in equal parts along its first axis; one whose first axis does not divide is kept whole. In a
-    step the parts of a layer are gathered for its forward pass, and its gradients added up into the parts, by
+    """A parameter is kept in equal parts (`lmxexp.train.in_parts.InParts`); one that does not divide is kept whole. In
+    a step the parts of a layer are gathered for its forward pass, and its gradients added up into the parts, by
     `mlx.nn.layers.distributed.fully_shard`, in the type that the layer computes in.
 
     `fully_shard` wraps a module, which gives its parameters other paths and hides its methods. Here it wraps the
@@ -53,40 +53,32 @@ class Sharded(Averaged):
         super().__init__(world)
         check_optimizer(optimizer)
         parameters = by_path(model.trainable_parameters())
-        self._shapes = {"model": shapes(parameters), "optimizer": shapes(optimizer.state)}
-        self._in_parts = {"model": {path for path, a in parameters.items() if divides(a.shape, self.size)}}
+        parts = InParts(model, optimizer, self.size)
+        self._shapes, self._axes = parts.shapes, parts.axes
         self._held: list[tuple[list[str], Any]] = []
-        for paths in together(parameters, self._in_parts["model"]):
-            held: Any = fully_shard(
-                _Held([parameters.pop(path) for path in paths]), group=world.group, compute_dtype=compute_dtype
-            )
+        for paths in parts.together(parameters):
+            whole = [self._first(path, parameters.pop(path)) for path in paths]
+            held: Any = fully_shard(_Held(whole), group=world.group, compute_dtype=compute_dtype)
+            del whole
             self._held.append((paths, held))
-            parts = dict(zip(paths, held.module.arrays, strict=True))
-            model.update(tree_unflatten(list(parts.items())))
-            mx.eval(parts)  # one layer at a time: the whole arrays go
+            own = {path: self._back(path, a) for path, a in zip(paths, held.module.arrays, strict=True)}
+            model.update(tree_unflatten(list(own.items())))
+            mx.eval(own)  # one layer at a time: the whole arrays go
             self._let_go(held)
-        self._in_parts["optimizer"] = {
-            path for path, shape in self._shapes["optimizer"].items() if self._is_of_parameter(path, shape)
-        }
         fill(optimizer.state, {path: self._own("optimizer", path, a) for path, a in by_path(optimizer.state).items()})
-
-    def _is_of_parameter(self, path: str, shape: tuple[int, ...]) -> bool:
-        """Whether an array of the optimizer's state has an element for each of a parameter in parts."""
-        of = re.sub(r"^(states\.\d+\.)*", "", path).rpartition(".")[0]
-        return of in self._in_parts["model"] and shape == self._shapes["model"][of]
 
     def parameters(self, own: Any) -> Any:
         found = by_path(own)
         for paths, held in self._held:
-            held.module.arrays = [found[path] for path in paths]
-            found |= zip(paths, held(), strict=True)
+            held.module.arrays = [self._first(path, found[path]) for path in paths]
+            found |= {path: self._back(path, a) for path, a in zip(paths, held(), strict=True)}
             self._let_go(held)
         return tree_unflatten(list(found.items()))
 
     def mean(self, gradient: Any, loss: mx.array, aux: Aux) -> tuple[Any, mx.array, Aux]:
         """Where parameters are gathered, their gradients are averaged by the gradient of that; the others are here."""
         found = by_path(gradient)
-        whole = {path: g for path, g in found.items() if path not in self._in_parts["model"]}
+        whole = {path: g for path, g in found.items() if path not in self._axes["model"]}
         averaged, loss, aux = super().mean(list(whole.values()), loss, aux)
         found |= zip(whole, averaged, strict=True)
         return tree_unflatten([(path, found[path]) for path in by_path(gradient)]), loss, aux
@@ -98,8 +90,8 @@ class Sharded(Averaged):
         # MLX's clip_grad_norm_sharded squares in the gradients' type, and counts what every rank has whole repeatedly.
         squares = {True: mx.array(0.0), False: mx.array(0.0)}
         for path, g in by_path(gradient).items():
-            kept = path in self._in_parts["model"]
-            squares[kept] = squares[kept] + g.astype(mx.float32).square().sum()
+            in_parts = path in self._axes["model"]
+            squares[in_parts] = squares[in_parts] + g.astype(mx.float32).square().sum()
         return mx.sqrt(self._sum(squares[True]) + squares[False])
 
     def whole(self, parameters: Any) -> Any:
@@ -119,15 +111,17 @@ class Sharded(Averaged):
                 pass
 
     def _gathered(self, name: str, path: str, own: mx.array) -> mx.array:
-        if not self._is_in_parts(name, path, own.shape[:1], 1):
+        axis = self._axis(name, path, own, 1)
+        if axis is None:
             return own
-        return mx.distributed.all_gather(own, group=self.world.group)
+        whole = mx.distributed.all_gather(mx.contiguous(mx.moveaxis(own, axis, 0)), group=self.world.group)
+        return mx.moveaxis(whole, 0, axis)
 
     def _own(self, name: str, path: str, whole: mx.array) -> mx.array:
-        if not self._is_in_parts(name, path, whole.shape[:1], self.size):
+        axis = self._axis(name, path, whole, self.size)
+        if axis is None:
             return whole
-        rows = whole.shape[0] // self.size
-        own = mx.contiguous(whole[self.rank * rows : (self.rank + 1) * rows])
+        own = mx.contiguous(mx.split(whole, self.size, axis)[self.rank])
         mx.eval(own)
         return own
 
@@ -137,12 +131,25 @@ class Sharded(Averaged):
             for path, a in by_path(tree).items()
         }
 
-    def _is_in_parts(self, name: str, path: str, rows: tuple[int, ...], times: int) -> bool:
+    def _axis(self, name: str, path: str, a: mx.array, n: int) -> int | None:
+        """The axis along which an array is kept in parts, of which ``a`` has ``n``; None: it is not."""
         if name != "callbacks":
-            return path in self._in_parts[name]
+            return self._axes[name].get(path)
         # Averages of the weights, by a name that ends in the parameter's: NAME:PATH, NAME:PLACE/PATH.
         of = path.partition(":")[2].rpartition("/")[2]
-        return of in self._in_parts["model"] and (rows[0] * self.size // times,) == self._shapes["model"][of][:1]
+        axis = self._axes["model"].get(of)
+        if axis is None or a.ndim <= axis:
+            return None
+        whole = self._shapes["model"][of]
+        part = tuple(size // self.size if i == axis else size for i, size in enumerate(whole))
+        return axis if a.shape == (whole if n == self.size else part) else None
+
+    def _first(self, path: str, a: mx.array) -> mx.array:
+        """With its parts along the first axis, as `fully_shard` has them."""
+        return mx.moveaxis(a, self._axes["model"][path], 0)
+
+    def _back(self, path: str, a: mx.array) -> mx.array:
+        return mx.moveaxis(a, 0, self._axes["model"][path])
 
     def _let_go(self, held: Any) -> None:
         # In place of arrays, which would be kept alive, and of those of a trace.
@@ -158,22 +165,6 @@ class _Held(nn.Module):
 
     def __call__(self) -> list[mx.array]:
         return list(self.arrays)
-
-
-def divides(shape: tuple[int, ...], size: int) -> bool:
-    """Whether an array of that shape is kept in parts."""
-    return len(shape) > 0 and shape[0] > 0 and shape[0] % size == 0
-
-
-def together(parameters: Mapping[str, mx.array], in_parts: set[str]) -> list[list[str]]:
-    """The paths of parameters that are gathered in one operation: those of a layer, in one type."""
-    found: dict[Any, list[str]] = {}
-    for path, a in parameters.items():
-        if path in in_parts:
-            keys = path.split(".")
-            layer = tuple(keys[:2]) if keys[0] == "layers" else tuple(keys[:1])
-            found.setdefault((*layer, a.dtype), []).append(path)
-    return list(found.values())
 
 
 def check_optimizer(optimizer: mlx.optimizers.Optimizer) -> None:

@@ -48,7 +48,7 @@ class World:
         return make()
 
     def arrays_of_main(self, arrays: Mapping[str, mx.array]) -> Iterator[tuple[str, mx.array]]:
-        """Rank 0's arrays, bit for bit, one after the other; those of other ranks are not looked at."""
+        """Rank 0's arrays, bit for bit, one after the other and unevaluated; those of other ranks are not looked at."""
         yield from arrays.items()
 
     def total(self, numbers: Sequence[float]) -> list[float]:
@@ -119,7 +119,8 @@ class Ranks(World):
             else:
                 told = mx.zeros((int(np.prod(shape)) * getattr(mx, dtype).size,), mx.uint8)
             # Bytes: of floating-point numbers a sum with zeros changes -0 and NaN.
-            yield path, self._sum(told).view(getattr(mx, dtype)).reshape(shape)
+            told = mx.distributed.all_sum(told, group=self.group)
+            yield path, told.view(getattr(mx, dtype)).reshape(shape)
 
     def total(self, numbers: Sequence[float]) -> list[float]:
         mine = np.frombuffer(np.array(numbers, np.float64).tobytes(), np.uint8)
@@ -195,6 +196,7 @@ def update_from_main(of: World, model: Any) -> None:
         return
     for path, a in of.arrays_of_main(by_path(model.parameters())):
         model.update(tree_unflatten([(path, a)]))
+    mx.eval(model.parameters())
 
 
 def _name(dtype: mx.Dtype) -> str:

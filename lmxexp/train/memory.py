@@ -17,6 +17,7 @@ from mlx.utils import tree_map
 
 from lmxexp import device
 from lmxexp.interfaces import ConfigError, Loss
+from lmxexp.train.in_parts import InParts
 from lmxexp.train.peak_memory import MemoryEstimate, estimate
 from lmxexp.train.random_state import set_random_state
 
@@ -82,7 +83,8 @@ class Ledger:
         compute_dtype: mx.Dtype | None,
         n_devices: int = 1,
     ):
-        self.batch_size, self._n_devices = settings.batch_size, n_devices
+        self.batch_size = settings.batch_size
+        self._parts = InParts(model, optimizer, n_devices) if n_devices > 1 else None
         self._args, self._settings, self._compute_dtype = (model, optimizer, loss), settings, compute_dtype
         self._known: dict[int, MemoryEstimate] = {}
 
@@ -96,6 +98,7 @@ class Ledger:
                 n_micro=n_micro,
                 compute_dtype=self._compute_dtype,
                 fused_attention=device.is_gpu(),
+                parts=self._parts,
             )
         return self._known[n_micro]
 

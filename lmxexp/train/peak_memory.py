@@ -15,6 +15,7 @@ from lmxexp.model.language_model import LanguageModel
 from lmxexp.ops.own_gradient import without_own_gradients
 from lmxexp.ops.replaced import replaced
 from lmxexp.ops.trees import by_path
+from lmxexp.train.in_parts import InParts, StandIn
 from lmxexp.train.random_state import get_random_state, set_random_state
 from lmxexp.train.step import TrainStep
 
@@ -66,6 +67,7 @@ def estimate(
     n_micro: int = 1,
     compute_dtype: mx.Dtype | None = None,
     fused_attention: bool = False,
+    parts: InParts | None = None,
 ) -> MemoryEstimate:
     """Follow the arrays of one training step from where they are made to where they are last used.
 
@@ -76,18 +78,27 @@ def estimate(
     Args:
         model: its parameters and the optimizer's state are put back after the trace.
         optimizer: initialised.
-        batch_size: sequences of one optimizer step.
+        batch_size: sequences of one optimizer step, on one device.
         n_micro: parts that they are computed in.
         compute_dtype: as `TrainStep` takes it.
+        parts: what of model and optimizer several devices share; None: each has them whole.
         fused_attention: whether MLX has a kernel for attention that keeps no scores, as on GPUs.
 
     Raises:
         ValueError: a primitive that MLX cannot trace.
     """
-    step = TrainStep(model, optimizer, loss, n_micro=n_micro, compute_dtype=compute_dtype, compile=False)
+    devices: Any = None if parts is None else StandIn(parts, compute_dtype)
+    step = TrainStep(
+        model, optimizer, loss, n_micro=n_micro, compute_dtype=compute_dtype, devices=devices, compile=False
+    )
     before, random_state = [model.parameters(), optimizer.state], get_random_state()
-    leaves = by_path(before)
-    trainable = list(by_path(model.trainable_parameters()).values())
+    own = (
+        before
+        if parts is None
+        else [parts.placeholders("model", before[0]), parts.placeholders("optimizer", before[1])]
+    )
+    leaves = by_path(own)
+    trainable = [leaves[f"0.{path}"] for path in by_path(model.trainable_parameters())]
 
     def traced(tokens: mx.array, *state: mx.array) -> list[mx.array]:
         parameters, optimizer_state = tree_unflatten(list(zip(leaves, state, strict=True)))
@@ -108,8 +119,7 @@ def estimate(
             model.update(before[0])
             optimizer.state = before[1]
             set_random_state(random_state)
-    weights = _nbytes(model.parameters())
-    in_optimizer = _nbytes(optimizer.state)
+    weights, in_optimizer = _nbytes(own[0]), _nbytes(own[1])
     gradients = sum(a.nbytes for a in trainable)
     # With parts, the sum of their gradients is kept beside the part's own, both in fp32.
     kept = weights + in_optimizer + (0 if n_micro == 1 else sum(4 * a.size for a in trainable))
