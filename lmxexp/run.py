@@ -192,6 +192,7 @@ def steps_in_parts(
         **({"branch": {"run": branch.path, "identity": branch.identity, "step": branch.step}} if branch else {}),
         **environment_record(sys.argv),
     }
+    parallel.say(world, settings)
     logger = Loggers(_chosen(cfg, "logger") if world.is_main else {})
     trainer = Trainer(
         model,
