@@ -158,8 +158,8 @@ def steps_in_parts(
     parallel.check(world, settings, ramp, optimizer, resumed=bool(cfg.resume))
     loss = build(cfg.loss)
     compute_dtype = precision.compute_dtype(chosen_precision)
-    share = parallel.share(world, settings)
-    ledger = Ledger(model, optimizer, loss, share, compute_dtype, parallel.n_parts(world, settings))
+    share = parallel.share(world.size, settings)
+    ledger = Ledger(model, optimizer, loss, share, compute_dtype, parallel.n_parts(world.size, settings))
     adapts = settings.n_micro == "auto" and world.size == 1  # others would wait for the one that begins again
     known = before.get("n_micro") if at_least == 1 else None
     n_micro = world.from_main(lambda: with_parts(share, ledger, known=known, at_least=at_least).parts)

@@ -23,11 +23,11 @@ from lmxexp.train.settings import TrainSettings
 
 
 def check(
-    world: World, settings: TrainSettings, ramp: Ramp, optimizer: mlx.optimizers.Optimizer, resumed: bool
+    world: World, settings: TrainSettings, ramp: Ramp, optimizer: mlx.optimizers.Optimizer, *, resumed: bool
 ) -> None:
     """
     Raises:
-        ConfigError: what does not go with so many processes.
+        ConfigError: what does not go with so many processes, or with what connects them.
     """
     if world.size == 1:
         if settings.parallel is not None and not resumed:
@@ -38,18 +38,31 @@ def check(
         return
     if settings.profile:
         raise ConfigError("train.profile=true: a step is profiled on one device: leave mlx.launch out for it")
-    n = world.size * (1 if settings.n_micro == "auto" else settings.parts)
-    of = f"the {world.size} processes" + ("" if n == world.size else f" times train.n_micro={settings.n_micro}")
-    for stage in ramp.stages:
-        if stage is ramp.stages[-1] and stage.batch_size % n:
+    check_shares(world.size, settings, ramp, optimizer)
+    if settings.parallel == "fsdp":
+        _check_backend(world)
+
+
+def check_shares(n: int, settings: TrainSettings, ramp: Ramp, optimizer: mlx.optimizers.Optimizer) -> None:
+    """
+    Raises:
+        ConfigError: what ``n`` devices cannot share.
+    """
+    if n == 1:
+        return
+    times = 1 if settings.n_micro == "auto" else settings.parts
+    of = f"the {n} processes" + ("" if times == 1 else f" times train.n_micro={settings.n_micro}")
+    whole, *stages = reversed(ramp.stages)
+    if whole.batch_size % (n * times):
+        raise ConfigError(
+            f"train.batch_size={whole.batch_size} must be a multiple of {n * times}, {of}: "
+            f"{-(-whole.batch_size // (n * times)) * n * times} is the next"
+        )
+    for stage in stages:
+        if stage.batch_size % n:
             raise ConfigError(
-                f"train.batch_size={stage.batch_size} must be a multiple of {n}, {of}: "
-                f"{-(-stage.batch_size // n) * n} is the next"
-            )
-        if stage.batch_size % world.size:
-            raise ConfigError(
-                f"ramp.start: a stage of {stage.batch_size} sequences is not shared by {world.size} processes: "
-                "begin with more"
+                f"ramp.start: {n} processes cannot share the {stage.batch_size} sequences of the steps from "
+                f"{stage.start} on: begin with more"
             )
     if curvature.curved(optimizer) is not None:
         raise ConfigError(
@@ -58,7 +71,6 @@ def check(
         )
     if settings.parallel == "fsdp":
         check_optimizer(optimizer)
-        _check_backend(world)
 
 
 def devices(
@@ -76,14 +88,24 @@ def devices(
     return Averaged(world)
 
 
-def share(world: World, settings: TrainSettings) -> TrainSettings:
-    """The settings as they are for the share of one process."""
-    return settings if world.size == 1 else replace(settings, batch_size=settings.batch_size // world.size)
+def share(n: int, settings: TrainSettings) -> TrainSettings:
+    """The settings as they are for the share of one of ``n`` processes."""
+    return settings if n == 1 else replace(settings, batch_size=settings.batch_size // n)
 
 
-def n_parts(world: World, settings: TrainSettings) -> int:
-    """Of the model and the optimizer's state, of which a process has one."""
-    return world.size if settings.parallel == "fsdp" else 1
+def n_parts(n: int, settings: TrainSettings) -> int:
+    """Of the model and the optimizer's state, of which each of ``n`` processes has one."""
+    return n if settings.parallel == "fsdp" else 1
+
+
+def several(settings: TrainSettings, n: int, connected: str = "") -> str:
+    """One line on how ``n`` processes share the work; empty for one."""
+    if n == 1:
+        return ""
+    return (
+        f"{n} processes{connected}, train.parallel={settings.parallel or 'data'}: "
+        f"{settings.batch_size // n} of train.batch_size={settings.batch_size} sequences each"
+    )
 
 
 def check_same_data(world: World, source: Source) -> None:
@@ -116,13 +138,9 @@ def record(world: World, settings: TrainSettings) -> dict[str, Any]:
 
 
 def say(world: World, settings: TrainSettings) -> None:
-    """One line on what trains."""
-    if world.size > 1:
-        print(
-            f"{world.size} processes ({world.backend}), train.parallel={settings.parallel or 'data'}: "
-            f"{settings.batch_size // world.size} of train.batch_size={settings.batch_size} sequences each",
-            file=sys.stderr,
-        )
+    """Print the line, if there are several."""
+    if line := several(settings, world.size, f" ({world.backend})"):
+        print(line, file=sys.stderr)
 
 
 def _check_backend(world: World) -> None:
