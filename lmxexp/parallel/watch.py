@@ -142,8 +142,8 @@ class Watch:
             self._lost_main()
 
     def _end(self, rank: int, last: Mapping[str, Any]) -> None:
-        if last.get("said"):
-            time.sleep(_OWN_SECONDS)
+        if "failed" in last:
+            time.sleep(_OWN_SECONDS if last["said"] else _OWN_SECONDS / 6)
         if self._failing and "failed" in last:
             return
         how = f"failed ({last['failed']})" if "failed" in last else "died"
