@@ -3,8 +3,6 @@
 import copy
 import dataclasses
 import functools
-import json
-import math
 import statistics
 import sys
 import time
@@ -19,11 +17,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 import lmxexp
 from lmxexp import blas, device, on_cpu, run_files
 from lmxexp.build import build
-from lmxexp.cli.branch import checkpoint_of
 from lmxexp.cli.validate import check
 from lmxexp.data.build import build_source
 from lmxexp.identity import SWEEP_NODES, identity
-from lmxexp.interfaces import ConfigError, Ramp, RunInfo, Source
+from lmxexp.interfaces import Ramp, RunInfo
 from lmxexp.logger.loggers import Loggers
 from lmxexp.model.build import build_model
 from lmxexp.model.language_model import LanguageModel
@@ -36,26 +33,13 @@ from lmxexp.profile import profile
 from lmxexp.ramp.build import ramp_of
 from lmxexp.ramp.stages import flops_in, say, steps_of, tokens_in
 from lmxexp.record import environment_record
-from lmxexp.train import checkpoint, precision
+from lmxexp.run_state import RunResult, begun_before, check_same_data, result_of
+from lmxexp.train import precision
 from lmxexp.train.drive import Steps, alone
 from lmxexp.train.memory import Ledger, OutOfMemoryError, is_out_of_memory, let_go, out_of_memory, with_parts
 from lmxexp.train.trainer import DivergedError, Trainer
 
 _is_first = True
-
-
-@dataclasses.dataclass(frozen=True)
-class RunResult:
-    """How a run ended."""
-
-    run_dir: Path
-    status: str
-    """``ok``, ``paused`` (where it was to pause), ``stopped`` (by a signal, resumable) or ``diverged``."""
-    score: float
-    """The last ``eval/loss``, or ``train/loss`` where nothing was evaluated; infinite unless it is ok or paused."""
-    summary: dict[str, Any]
-    signal: int | None = None
-    """The signal that stopped it."""
 
 
 def run(cfg: DictConfig | None, run_dir: str | Path | None = None, *, until: int | None = None) -> RunResult:
@@ -131,7 +115,7 @@ def steps_in_parts(
     if (warning := blas.warning()) is not None:
         print(warning, file=sys.stderr)
     directory = Path(cfg.resume or run_dir or run_files.new_run_dir(cfg))
-    before, saved, start, finished = world.from_main(lambda: _begun(cfg, directory, until))
+    before, saved, start, finished = world.from_main(lambda: begun_before(cfg, directory, until))
     if finished:
         return finished
     shared, directory = directory, world.own_dir(directory)
@@ -144,10 +128,10 @@ def steps_in_parts(
     source = world.main_first(lambda: build_source(cfg))
     parallel.check_same_data(world, source)
     if branch and not saved:
-        _check_same_data(
+        check_same_data(
             world.from_main(lambda: run_files.load_record(Path(branch.path))), source, f"branch={branch.path}"
         )
-    _check_same_data(before, source, f"resume={directory}")
+    check_same_data(before, source, f"resume={directory}")
     model = build_model(cfg, vocab_size=source.vocab_size)
     chosen_precision = precision.resolve(settings.precision, on_gpu=device.is_gpu())
     if chosen_precision == "bf16":
@@ -236,24 +220,6 @@ def steps_in_parts(
     return (yield from _fit(trainer, logger, info, until, too_large, begun))
 
 
-def _begun(
-    cfg: DictConfig, directory: Path, until: int | None
-) -> tuple[dict[str, Any], checkpoint.Checkpoint | None, checkpoint.Checkpoint | None, RunResult | None]:
-    """The record of a run that goes on, its checkpoint, the one that it starts from, and its result if it is finished.
-
-    Raises:
-        ConfigError: it cannot go on, or its directory is another's.
-    """
-    before = run_files.load_record(directory) if cfg.resume else {}
-    newest = checkpoint.newest(directory / "checkpoints") if cfg.resume else None
-    saved = checkpoint.read(newest) if newest else None  # none: killed before the first, it starts over
-    start = saved or (checkpoint.read(checkpoint_of(cfg)) if cfg.get("branch") else None)
-    directory.mkdir(parents=True, exist_ok=True)
-    if not cfg.resume and (directory / "run.json").exists():
-        raise ConfigError(f"{directory} holds a run already: resume={directory} goes on with it, or choose another")
-    return before, saved, start, _finished(saved, cfg, directory, until) if saved else None
-
-
 def _begin() -> float:
     """When a run begins: now, or, if it is the process's first, when lmxexp was imported."""
     global _is_first
@@ -316,7 +282,7 @@ def _fit(
             logger.finish(status, summary)
     if error is not None:
         print(f"diverged: {error}", file=sys.stderr)
-    return _result(info.run_dir, summary, trainer.signals.received)
+    return result_of(info.run_dir, summary, trainer.signals.received)
 
 
 def _summary(trainer: Trainer, begun: float) -> dict[str, Any]:
@@ -343,38 +309,6 @@ def _summary(trainer: Trainer, begun: float) -> dict[str, Any]:
         "mem/peak_gb": max(peaks, default=None),
         "params": trainer.model.n_params(),
     }
-
-
-def _result(run_dir: Path, summary: dict[str, Any], signal: int | None = None) -> RunResult:
-    score = summary.get("eval/loss", summary.get("train/loss", math.inf))
-    scored = summary["status"] in ("ok", "paused")
-    return RunResult(run_dir, summary["status"], score if scored else math.inf, summary, signal)
-
-
-def _finished(saved: checkpoint.Checkpoint, cfg: DictConfig, run_dir: Path, until: int | None) -> RunResult | None:
-    """The result of a run of which nothing is left to do, or None."""
-    if saved.step > cfg.train.steps:
-        raise ConfigError(f"train.steps={cfg.train.steps}: {run_dir} has done {saved.step} steps already")
-    summary = run_dir / "summary.json"
-    if not summary.exists():
-        return None
-    content = json.loads(summary.read_text())
-    if until is not None and content["status"] == "paused" and content["step"] == min(until, cfg.train.steps):
-        return _result(run_dir, content)
-    if saved.step < cfg.train.steps or content["status"] != "ok":
-        return None
-    print(f"{run_dir} is finished: {saved.step} steps of train.steps={cfg.train.steps}. A larger train.steps goes on.")
-    return _result(run_dir, content)
-
-
-def _check_same_data(before: dict[str, Any], source: Source, origin: str) -> None:
-    """Refuse to go on with other data than the run began with: the numbers before and after would not be of one run."""
-    known = before.get("data", {}).get("fingerprint", source.fingerprint)
-    if known != source.fingerprint:
-        raise ConfigError(
-            f"{origin}: the data has changed since the run began (fingerprint {source.fingerprint}, was "
-            f"{known}): restore the text and the tokenizer, or start a new run"
-        )
 
 
 def _chosen(cfg: DictConfig, group: str) -> dict[str, Any]:

@@ -1,25 +1,22 @@
 """The training loop."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers
 import numpy as np
-from mlx.utils import tree_unflatten
 
 from lmxexp import device
-from lmxexp.interfaces import Batch, Callback, Logger, Loss, Ramp, Source, Stage, Stateful
+from lmxexp.interfaces import Batch, Callback, Logger, Loss, Ramp, Source, Stage
 from lmxexp.model.language_model import LanguageModel
 from lmxexp.ops.trees import number, numbers
 from lmxexp.optim.averaging import evaluated
 from lmxexp.ramp.stages import stage_of, steps_of, tokens_in
-from lmxexp.train import checkpoint
+from lmxexp.train import checkpoint, saving
 from lmxexp.train.devices import Devices
 from lmxexp.train.drive import Steps, alone
 from lmxexp.train.evaluator import Evaluator
@@ -31,7 +28,6 @@ from lmxexp.train.random_state import get_random_state, set_random_state
 from lmxexp.train.self_test import self_test
 from lmxexp.train.settings import TrainSettings
 from lmxexp.train.signals import StopSignals
-from lmxexp.train.snapshot import fill
 from lmxexp.train.step import STOP, TrainStep, to_arrays
 from lmxexp.train.weights import weights
 
@@ -281,61 +277,13 @@ class Trainer:
             raise _Stopped
 
     def save_checkpoint(self) -> None:
-        """Write model, optimizer, random state and progress; see `lmxexp.train.checkpoint`."""
+        """See `lmxexp.train.saving.save`."""
         self._fetch_state()
-        state = {**asdict(self.progress), "random_state": get_random_state(), "run_id": self.run_id}
-        trees = {"model": self.model.parameters(), "optimizer": self.optimizer.state}
-        if kept := {name: c.state for name, c in self.callbacks.items() if isinstance(c, Stateful) and c.state}:
-            trees["callbacks"] = {f"{name}:{key}": a for name, arrays in kept.items() for key, a in arrays.items()}
-        if self.devices is None:
-            self._write_checkpoint(state, trees.items())
-        else:
-            self.devices.save(trees, lambda whole: self._write_checkpoint(state, whole))
-
-    def _write_checkpoint(self, state: Mapping[str, Any], trees: Iterable[tuple[str, Any]]) -> None:
-        try:
-            checkpoint.save(self.checkpoints, state, trees)
-        except OSError as e:
-            raise OSError(
-                e.errno,
-                f"{e.strerror}: the checkpoint of step {self.step} was not written to {self.checkpoints}, those before "
-                f"it are whole; free space and go on with resume={self.run_dir}",
-            ) from e
-        if self.fetch is None:  # else whoever computes the steps does, once all that go together have one
-            checkpoint.prune(self.checkpoints, self.settings.keep)
+        saving.save(self)
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
-        """Go on from a checkpoint. Before `fit`: the state that it compiles must be the restored one.
-
-        Raises:
-            CheckpointError: damaged, or of another model or optimizer.
-        """
-        for name, tree in {"model": self.model.parameters(), "optimizer": self.optimizer.state}.items():
-            arrays = self._load(saved, name, tree)
-            if name == "model":
-                self.model.update(tree_unflatten(list(arrays.items())))
-            else:
-                fill(self.optimizer.state, arrays)
-        if "callbacks.safetensors" in saved.files:
-            arrays = self._load(saved, "callbacks")
-            for name, callback in self.callbacks.items():
-                if isinstance(callback, Stateful):
-                    prefix = f"{name}:"
-                    own = {key.removeprefix(prefix): a for key, a in arrays.items() if key.startswith(prefix)}
-                    callback.restore(own)
-        state = dict(saved.state)
-        set_random_state(state.pop("random_state"))
-        state.pop("run_id")
-        self.progress = Progress(**state)
-        mx.eval(self.model.parameters(), self.optimizer.state)
-
-    def _load(self, saved: checkpoint.Checkpoint, name: str, tree: Any = None) -> Mapping[str, mx.array]:
-        if self.devices is not None:
-            return self.devices.load(partial(saved.load, name), name, tree)
-        arrays = saved.load(name)
-        if tree is not None:
-            checkpoint.check_shapes(tree, arrays, f"{saved.path}/{name}.safetensors")
-        return arrays
+        """See `lmxexp.train.saving.restore`."""
+        saving.restore(self, saved)
 
     def make_step(self, *, compile: bool | None = None) -> TrainStep:
         """The step of this model alone, compiled as the settings say unless told otherwise."""
