@@ -18,6 +18,20 @@ def main(argv: list[str] | None = None) -> int:
         from lmxexp.parallel.session import follow
 
         return follow()
+    if among is None:
+        return _lead(argv)
+    from lmxexp.interfaces import ConfigError
+    from lmxexp.parallel.session import lead
+
+    try:
+        with lead():
+            return _lead(argv)
+    except ConfigError as error:  # the others are not there
+        errors.report(str(error))
+        return 1
+
+
+def _lead(argv: list[str] | None) -> int:
     typed = sys.argv[1:] if argv is None else argv
     full_argv = [sys.argv[0], *typed]
     before = list(sys.argv)
@@ -36,10 +50,6 @@ def main(argv: list[str] | None = None) -> int:
         errors.report(errors.describe(error), error if wanted else None)
         return 1
     finally:
-        if among is not None:
-            from lmxexp.parallel.session import dismiss
-
-            dismiss()
         sys.argv[:] = before
         if hydra_prints is None:
             del os.environ["HYDRA_FULL_ERROR"]

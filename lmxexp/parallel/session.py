@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,10 @@ from lmxexp.run_files import new_run_dir
 
 Task = tuple[Any, str | Path | None, int | None]
 """The arguments of `lmxexp.run.run`."""
+
+
+_led: list[bool] = []
+"""Not empty once a run told the other ranks what to do."""
 
 
 class DismissedError(Exception):
@@ -37,6 +41,7 @@ def told(of: World, task: Task) -> Task:
     """What rank 0 is to do, on all ranks."""
     if of.size == 1:
         return task
+    _led.append(True)
 
     def resolved() -> Task:
         cfg, run_dir, until = task
@@ -66,16 +71,18 @@ def follow() -> int:
     return 0  # however the run ended: rank 0's exit code says so
 
 
-def dismiss() -> None:
-    """On rank 0, at its end: let the others go where no run told them what to do."""
-    if world.cache_info().currsize:
-        return
-
-    def leave() -> None:
-        raise DismissedError
-
+@contextmanager
+def lead() -> Iterator[None]:
+    """On rank 0, around all that it does: the others are met before anything else, as they wait for some seconds only,
+    and are let go at the end where no run told them what to do."""
+    world()
     try:
-        with together() as found:
-            found.from_main(leave)
-    except (DismissedError, ConfigError):
-        pass
+        yield
+    finally:
+        if not _led:
+            with suppress(DismissedError), together() as found:
+                found.from_main(_leave)
+
+
+def _leave() -> None:
+    raise DismissedError
