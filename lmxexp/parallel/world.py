@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,9 +47,15 @@ class World:
         is not made twice. An error of rank 0 is raised on all."""
         return make()
 
-    def arrays_of_main(self, arrays: Mapping[str, mx.array]) -> Iterator[tuple[str, mx.array]]:
-        """Rank 0's arrays, bit for bit, one after the other and unevaluated; those of other ranks are not looked at."""
-        yield from arrays.items()
+    def arrays_of_main(self, arrays: dict[str, mx.array]) -> Iterator[tuple[str, mx.array]]:
+        """Rank 0's arrays, bit for bit, one after the other and unevaluated; those of other ranks are not looked at.
+
+        Args:
+            arrays: emptied, so that each may be let go before the next.
+        """
+        while arrays:
+            path = next(iter(arrays))
+            yield path, arrays.pop(path)
 
     def total(self, numbers: Sequence[float]) -> list[float]:
         """The sums over all ranks, in double precision, the same on each."""
@@ -111,11 +117,11 @@ class Ranks(World):
         self.from_main(lambda: made.append(make()))
         return made[0] if self.is_main else make()
 
-    def arrays_of_main(self, arrays: Mapping[str, mx.array]) -> Iterator[tuple[str, mx.array]]:
+    def arrays_of_main(self, arrays: dict[str, mx.array]) -> Iterator[tuple[str, mx.array]]:
         kinds = self.from_main(lambda: [(path, a.shape, _name(a.dtype)) for path, a in arrays.items()])
         for path, shape, dtype in kinds:
             if self.is_main:
-                told = arrays[path].reshape(-1).view(mx.uint8)
+                told = arrays.pop(path).reshape(-1).view(mx.uint8)
             else:
                 told = mx.zeros((int(np.prod(shape)) * getattr(mx, dtype).size,), mx.uint8)
             # Bytes: of floating-point numbers a sum with zeros changes -0 and NaN.

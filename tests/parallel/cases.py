@@ -22,7 +22,7 @@ CASES = {
 ALONE = {"experts": ["train.n_micro=2"]}
 """What differs in one process: there is a load of the experts for each part of a batch and each process."""
 
-SHARDED = ["adamw", "ragged", "ema", "odd"]
+SHARDED = ["adamw", "ragged", "ema", "odd", "experts"]
 
 
 def overrides(name: str, directory: Path, n_processes: int) -> list[str]:

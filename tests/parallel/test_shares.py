@@ -13,6 +13,7 @@ from lmxexp.ramp.none import NoRamp
 from lmxexp.ramp.seq_len import SeqLen
 from lmxexp.train.in_parts import InParts
 from lmxexp.train.memory import Ledger
+from lmxexp.train.random_state import STATE
 from tests.ramp.test_stages import Numbered
 
 
@@ -44,13 +45,13 @@ def test_ranks_share_each_step_of_a_ramp(ramp, world):
 )
 def test_rows_have_the_random_numbers_that_they_have_in_the_whole_batch(draw):
     mx.random.seed(3)
-    whole, after = draw(8), mx.random.state[0].tolist()
+    whole, after = draw(8), STATE[0].tolist()
     for rank in range(4):
         mx.random.seed(3)
         with rows_of(rank, 4):
             own = draw(2)
         assert own.tolist() == whole[2 * rank : 2 * rank + 2].tolist()
-        assert mx.random.state[0].tolist() == after, "all go on from the same state"
+        assert STATE[0].tolist() == after, "all go on from the same state"
 
 
 def test_numbers_of_a_key_and_single_ones_are_everybodys():
