@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import signal
 import socket
 import sys
 import threading
@@ -25,6 +26,8 @@ _OWN_SECONDS = 3.0
 """For a rank that fails of the same as another to say so itself: of what is wrong for all, rank 0 tells."""
 
 _TOLD_SECONDS = 10.0
+
+_SAY_SECONDS = 2.0
 
 _PARENT_SECONDS = 1.0
 
@@ -95,6 +98,21 @@ class Watch:
             stop()
 
         threading.Thread(target=look, daemon=True).start()
+
+    def have_the_last_word(self) -> None:
+        """Let SIGTERM wait for what there is to say: `mlx.launch` sends it to all as soon as one has died."""
+        if (
+            threading.current_thread() is not threading.main_thread()
+            or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+        ):
+            return
+
+        def leave(number: int, _frame: Any) -> None:
+            time.sleep(_SAY_SECONDS)  # the thread that hears of a death ends the process
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+        signal.signal(signal.SIGTERM, leave)
 
     def finish(self) -> None:
         """This rank has done all that it was to do."""

@@ -92,6 +92,7 @@ class Ranks(World):
         self.watch.connect(*self.from_main(listen))
         atexit.register(self._clear)
         atexit.register(self.watch.finish)
+        self.watch.have_the_last_word()
         self.watch.follow_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
         if not self.is_main:
             sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)

@@ -12,7 +12,7 @@ from tests.end_to_end.processes import deterministic
 from tests.parallel.cases import CASES, SHARDED, overrides
 from tests.parallel.launch import launch
 
-QUICK = ["adamw", "ragged", "sharded-adamw"]
+QUICK = ["ragged", "sharded-adamw"]
 REST = [name for name in (*CASES, *(f"sharded-{name}" for name in SHARDED)) if name not in QUICK]
 
 PAUSED = "sharded-ema"
@@ -39,15 +39,15 @@ def assert_close(one: Path, other: Path) -> None:
 def test_two_processes_train_as_one_does(tmp_path):
     """And of what one process left they take up parts, and leave the same bit for bit. One test, because to start
     processes is what takes time."""
-    before = alone(tmp_path, PAUSED, until=3)
+    before = alone(tmp_path, PAUSED, until=2)
     shutil.copytree(before, tmp_path / PAUSED)
     (tmp_path / PAUSED / "summary.json").unlink()  # or there would be nothing to do
-    launch(2, "-m", "tests.parallel.ranks", str(tmp_path), "until=3", *QUICK, PAUSED, cwd=tmp_path)
+    launch(2, "-m", "tests.parallel.ranks", str(tmp_path), "until=2", *QUICK, PAUSED, cwd=tmp_path)
     for name in QUICK:
-        assert_close(alone(tmp_path, name, until=3), tmp_path / name)
+        assert_close(alone(tmp_path, name, until=2), tmp_path / name)
 
     assert (tmp_path / PAUSED / "summary.json").exists(), "it went on"
-    one, two = (checkpoint.read(d / "checkpoints" / "step_00000003") for d in (before, tmp_path / PAUSED))
+    one, two = (checkpoint.read(d / "checkpoints" / "step_00000002") for d in (before, tmp_path / PAUSED))
     assert one.state == two.state
     for name in ("model", "optimizer", "callbacks"):
         arrays, again = one.load(name), two.load(name)
