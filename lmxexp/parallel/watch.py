@@ -154,7 +154,7 @@ class Watch:
             return
         if self.rank == 0:
             self._end(rank, last)
-        elif last or self._failing:
+        elif last:
             self._exit(0)  # rank 0 has told of it, and its exit code says so
         else:
             self._lost_main()

@@ -71,6 +71,16 @@ def test_where_rank_0_dies_rank_1_says_so():
     assert ranks.said[1:] == [["lmxexp: error: rank 0 of 3 died; the others were ended; go on"], []]
 
 
+def test_that_is_said_too_where_it_showed_as_an_error_first():
+    ranks = Ranks(2)
+    failing = threading.Thread(target=ranks.watches[1].fail, args=(RuntimeError("a connection"), False))
+    ranks.watches[0]._over = True
+    failing.start()
+    ranks.die(0)
+    assert ranks.ended(1) == [[1]]
+    assert ranks.said[1] == ["lmxexp: error: rank 0 of 2 died; the others were ended; go on"]
+
+
 def test_one_that_fails_says_of_what_through_rank_0():
     ranks = Ranks(2)
     ranks.watches[1].fail(OSError("no space"), said=False)
