@@ -1,7 +1,7 @@
 """What several devices are worth: tokens a second, memory of each, and whether the losses are the same.
 
     python -m benchmarks.devices                                  # all NVIDIA GPUs of this machine, about five minutes
-    python -m benchmarks.devices --backend ring -n 2 --size tiny --seq-len 64 --steps 12      # two processes on a CPU
+    python -m benchmarks.devices --backend ring -n 2 --size tiny --seq-len 64 data.vocab_size=512      # on a CPU
 
 Each case is `python -m lmxexp`, alone or under mlx.launch, as a user starts it. Prints a table in Markdown.
 """
