@@ -145,7 +145,7 @@ def steps_in_parts(
     share = parallel.share(world.size, settings)
     ledger = Ledger(model, optimizer, loss, share, compute_dtype, parallel.n_parts(world.size, settings))
     adapts = settings.n_micro == "auto" and world.size == 1  # others would wait for the one that begins again
-    known = before.get("n_micro") if at_least == 1 else None
+    known = before.get("n_micro") if at_least == 1 and parallel.were(before, world.size) else None
     n_micro = world.from_main(lambda: with_parts(share, ledger, known=known, at_least=at_least).parts)
     settings = dataclasses.replace(settings, n_micro=n_micro)
     peak_gflops = world.from_main(lambda: _peak_gflops(chosen_precision))

@@ -137,6 +137,11 @@ def record(world: World, settings: TrainSettings) -> dict[str, Any]:
     return {"world": {"size": world.size, "backend": world.backend, "parallel": settings.parallel or "data"}}
 
 
+def were(record: Mapping[str, Any], n: int) -> bool:
+    """Whether as many processes trained the run of that record; others have other shares, and other parts of them."""
+    return (record.get("world") or {}).get("size", 1) == n
+
+
 def say(world: World, settings: TrainSettings) -> None:
     """Print the line, if there are several."""
     if line := several(settings, world.size, f" ({world.backend})"):
