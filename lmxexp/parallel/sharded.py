@@ -149,7 +149,9 @@ class Sharded(Averaged):
         return mx.moveaxis(a, self._axes["model"][path], 0)
 
     def _back(self, path: str, a: mx.array) -> mx.array:
-        return mx.moveaxis(a, 0, self._axes["model"][path])
+        axis = self._axes["model"][path]
+        # In its own order: rows of an embedding are looked up one by one.
+        return mx.contiguous(mx.moveaxis(a, 0, axis)) if axis else a
 
     def _let_go(self, held: Any) -> None:
         # In place of arrays, which would be kept alive, and of those of a trace.
