@@ -9,6 +9,7 @@ import lmxexp  # first: it has MLX find a fast BLAS
 # isort: split
 import mlx.core as mx
 
+from lmxexp.parallel.launch import launched
 from tests.parallel.cases import overrides
 
 
@@ -24,7 +25,9 @@ if __name__ == "__main__":
     if names[0].startswith("until="):
         until = int(names.pop(0).partition("=")[2])
     for name in names:
-        cfg = lmxexp.compose(overrides(name, directory, 2))
-        if (directory / name).exists():
-            cfg.resume = str(directory / name)
+        cfg = None  # rank 0 tells the others
+        if launched().rank == 0:
+            cfg = lmxexp.compose(overrides(name, directory, 2))
+            if (directory / name).exists():
+                cfg.resume = str(directory / name)
         lmxexp.run(cfg, directory / name, until=until)
