@@ -4,6 +4,7 @@ import os
 import sys
 
 from lmxexp.cli import arguments, command, errors
+from lmxexp.parallel import launch
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -12,6 +13,25 @@ def main(argv: list[str] | None = None) -> int:
     Args:
         argv: arguments without the program's name; None: those of the process.
     """
+    among = launch.launched()
+    if among is not None and among.rank != 0:
+        from lmxexp.parallel.session import follow
+
+        return follow()
+    if among is None:
+        return _lead(argv)
+    from lmxexp.interfaces import ConfigError
+    from lmxexp.parallel.session import lead
+
+    try:
+        with lead():
+            return _lead(argv)
+    except ConfigError as error:  # the others are not there
+        errors.report(str(error))
+        return 1
+
+
+def _lead(argv: list[str] | None) -> int:
     typed = sys.argv[1:] if argv is None else argv
     full_argv = [sys.argv[0], *typed]
     before = list(sys.argv)
@@ -65,6 +85,11 @@ def _hydra(line: arguments.CommandLine, full_argv: list[str]) -> int:
     from lmxexp.compose import CONFIG_NAME, VERSION_BASE, install, started
     from lmxexp.sweep import session
 
+    if line.multirun and launch.launched() is not None:
+        errors.refuse(
+            "--multirun: mlx.launch gives all its devices to one run; start a sweep without it, with "
+            "hydra/launcher=subprocess hydra.launcher.n_jobs=N for N devices"
+        )
     install()
     points = Points(full_argv, traceback=errors.traceback_wanted(line.overrides))
     if line.runs and not line.multirun:

@@ -80,12 +80,15 @@ class Description:
     """Elements that each of the next ``seq_len`` positions adds to it, on average."""
     optimizer: list[OptimizerPart]
     precision: str
+    devices: str
+    """How several share the work; empty for one."""
     memory: MemoryEstimate | None
+    """Of one device."""
     memory_missing: str
     """Why there is no estimate."""
 
 
-def describe(cfg: DictConfig, vocab_size: int | None = None) -> Description:
+def describe(cfg: DictConfig, vocab_size: int | None = None, n_devices: int = 1) -> Description:
     """Count parameters, FLOPs, state and memory of what ``cfg`` would train.
 
     Nothing is computed and no weight is made: arrays are counted by their shapes.
@@ -93,6 +96,7 @@ def describe(cfg: DictConfig, vocab_size: int | None = None) -> Description:
     Args:
         cfg: from `lmxexp.compose`.
         vocab_size: V; None: the tokenizer's where that is known without the data, else 50,257.
+        n_devices: that are to train it together, as ``train.parallel`` says.
 
     Raises:
         ConfigError: a setting that cannot work, as far as it shows before the data is read.
@@ -102,6 +106,7 @@ def describe(cfg: DictConfig, vocab_size: int | None = None) -> Description:
     from lmxexp.cli.validate import check
     from lmxexp.model.language_model import lay_out
     from lmxexp.ops.trees import by_path
+    from lmxexp.parallel.setup import several
     from lmxexp.ramp.build import ramp_of
     from lmxexp.ramp.stages import say
     from lmxexp.train.random_state import get_random_state, set_random_state
@@ -129,7 +134,7 @@ def describe(cfg: DictConfig, vocab_size: int | None = None) -> Description:
     flops = whole.flops + whole.mixing_flops
     assert 3 * flops == model.flops_per_token(settings.seq_len), "a part of the model is not counted"
     state = model.state_size(settings.seq_len)
-    precision, optimizer, memory, missing = _training(cfg, settings, model)
+    precision, optimizer, memory, missing = _training(cfg, settings, model, n_devices)
     set_random_state(random_state)  # modules have drawn weights, which nobody looked at
     return Description(
         name=str(cfg.name),
@@ -151,6 +156,7 @@ def describe(cfg: DictConfig, vocab_size: int | None = None) -> Description:
         state_growth=(model.state_size(2 * settings.seq_len) - state) / settings.seq_len,
         optimizer=optimizer,
         precision=precision,
+        devices=several(settings, n_devices),
         memory=memory,
         memory_missing=missing,
     )
@@ -200,7 +206,7 @@ def _state_size(layer: Any, seq_len: int) -> int:
 
 
 def _training(
-    cfg: DictConfig, settings: TrainSettings, model: LanguageModel
+    cfg: DictConfig, settings: TrainSettings, model: LanguageModel, n_devices: int
 ) -> tuple[str, list[OptimizerPart], MemoryEstimate | None, str]:
     """Precision, the optimizer's parts, the estimate of memory, and why there is none."""
     import mlx.core as mx
@@ -208,6 +214,8 @@ def _training(
     from lmxexp import device
     from lmxexp.build import build
     from lmxexp.optim.build import groups_of, optimizer_of
+    from lmxexp.parallel import setup
+    from lmxexp.ramp.build import ramp_of
     from lmxexp.train import precision
     from lmxexp.train.memory import Ledger, with_parts
 
@@ -225,10 +233,19 @@ def _training(
         )
         for group in groups_of(optimizer, model.trainable_parameters())
     ]
+    setup.check_shares(n_devices, settings, ramp_of(cfg), optimizer)
+    share, n_parts = setup.share(n_devices, settings), setup.n_parts(n_devices, settings)
     try:
-        document_mask = bool(cfg.data.get("document_mask", False))
-        ledger = Ledger(model, optimizer, build(cfg.loss), settings, precision.compute_dtype(chosen), document_mask)
-        memory = ledger.of(with_parts(settings, ledger).parts)
+        ledger = Ledger(
+            model,
+            optimizer,
+            build(cfg.loss),
+            share,
+            precision.compute_dtype(chosen),
+            document_mask=bool(cfg.data.get("document_mask", False)),
+            n_devices=n_parts,
+        )
+        memory = ledger.of(with_parts(share, ledger).parts)
     except ValueError as error:  # a primitive that MLX cannot trace
         return chosen, parts, None, str(error)
     return chosen, parts, memory, ""
@@ -246,6 +263,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", help="as of `python -m lmxexp`: model=llama size=124m …")
     parser.add_argument("--vocab", type=int, metavar="N", help="vocabulary; by default the tokenizer's, if it is known")
     parser.add_argument("--config-dir", metavar="DIR", help="your own kinds, as of `python -m lmxexp`")
+    parser.add_argument("--devices", type=int, default=1, metavar="N", help="that train it together (train.parallel)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_intermixed_args(argv)
 
@@ -273,9 +291,13 @@ def _describe(args: argparse.Namespace) -> Description:
     find_modules_here()
     if args.vocab is not None and args.vocab < 1:
         refuse(f"--vocab={args.vocab} must be at least 1")
+    if args.devices < 1:
+        refuse(f"--devices={args.devices} must be at least 1")
     cfg = compose(args.overrides, args.config_dir)
     check(cfg, args.overrides)
-    return describe(cfg, args.vocab)
+    if args.devices == 1 and cfg.train.parallel is not None:
+        refuse(f"train.parallel={cfg.train.parallel}: say on how many, --devices N")
+    return describe(cfg, args.vocab, args.devices)
 
 
 if __name__ == "__main__":

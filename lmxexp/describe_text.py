@@ -22,6 +22,8 @@ def show(description: Description) -> None:
     d = description
     console.print(f"[bold]{d.name}[/]: {d.params:,} parameters, {d.flops:,} FLOPs a token forward", markup=True)
     console.print(f"vocabulary {d.vocab_size:,} ({d.vocab_source}); batch {d.batch_size} x {d.seq_len}; {d.precision}")
+    if d.devices:
+        console.print(f"devices    {d.devices}", markup=False)
     if d.ramp:
         console.print(f"ramp       {d.ramp}", markup=False)
     console.print(f"layers     {d.layout}", markup=False)
@@ -75,4 +77,4 @@ def _memory(d: Description) -> str:
     m = d.memory
     if m is None:
         return f"no estimate: {d.memory_missing}"
-    return text_of(m)
+    return ("of one device, " if d.devices else "") + text_of(m)

@@ -17,8 +17,10 @@ _LEFT_OUT = frozenset(("name", "tags", "resume", "choice", "logger", "debug", *S
 """Names, places and reports."""
 _SINCE_PACKING = {"document_mask": False, "packing": "stream", "order": "random"}
 """Settings of data that there were none of, and what everything was before."""
-_LEFT_OUT_OF_TRAIN = frozenset(("keep", "memory_limit_gb", "self_test", "profile", "profile_capture"))
-"""Can end a run, or take disk space or time; cannot change a number."""
+_LEFT_OUT_OF_TRAIN = frozenset(
+    ("keep", "memory_limit_gb", "self_test", "parallel", "remat", "profile", "profile_capture")
+)
+"""Can end a run, or take disk space or time; cannot change a number, beyond the order in which many are added up."""
 
 
 def identity(config: Mapping[str, Any], fingerprint: str) -> str:

@@ -223,8 +223,9 @@ class Ramp(Protocol):
     cuts_rows: bool
     """Whether sequences are made of parts of the source's, which has to be ``divisible``."""
 
-    def batch(self, source: Source, step: int) -> Batch:
-        """What step number ``step``, from 0, trains on: a pure function of both, so a run resumes with no state."""
+    def batch(self, source: Source, step: int, *, rank: int = 0, world: int = 1) -> Batch:
+        """What step number ``step``, from 0, trains on: a pure function of both, so a run resumes with no state. Of its
+        rows those of ``rank``, as `Source.batch` shares them."""
         ...
 
 

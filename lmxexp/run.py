@@ -1,15 +1,13 @@
 """One run: from a composed configuration to a trained, scored model on disk."""
 
 import copy
+import dataclasses
 import functools
-import json
-import math
 import statistics
 import sys
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,21 +17,24 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 import lmxexp
 from lmxexp import blas, device, on_cpu, run_files
 from lmxexp.build import build
-from lmxexp.cli.branch import checkpoint_of
 from lmxexp.cli.validate import check
 from lmxexp.data.build import build_source
 from lmxexp.identity import SWEEP_NODES, identity
-from lmxexp.interfaces import ConfigError, Ramp, RunInfo, Source
+from lmxexp.interfaces import Ramp, RunInfo
 from lmxexp.logger.loggers import Loggers
 from lmxexp.model.build import build_model, check_documents
 from lmxexp.model.language_model import LanguageModel
 from lmxexp.ops.trees import by_path
 from lmxexp.optim.build import optimizer_of
+from lmxexp.parallel import setup as parallel
+from lmxexp.parallel.session import together, told
+from lmxexp.parallel.world import ALONE, World, update_from_main
 from lmxexp.profile import profile
 from lmxexp.ramp.build import ramp_of
 from lmxexp.ramp.stages import flops_in, say, steps_of, tokens_in
 from lmxexp.record import environment_record
-from lmxexp.train import checkpoint, precision
+from lmxexp.run_state import RunResult, begun_before, check_same_data, result_of
+from lmxexp.train import precision
 from lmxexp.train.drive import Steps, alone
 from lmxexp.train.memory import Ledger, OutOfMemoryError, is_out_of_memory, let_go, out_of_memory, with_parts
 from lmxexp.train.trainer import DivergedError, Trainer
@@ -41,34 +42,33 @@ from lmxexp.train.trainer import DivergedError, Trainer
 _is_first = True
 
 
-@dataclass(frozen=True)
-class RunResult:
-    """How a run ended."""
+def run(cfg: DictConfig | None, run_dir: str | Path | None = None, *, until: int | None = None) -> RunResult:
+    """Train and score a configuration, and leave a record of it: `run_steps`, which computes its own steps.
 
-    run_dir: Path
-    status: str
-    """``ok``, ``paused`` (where it was to pause), ``stopped`` (by a signal, resumable) or ``diverged``."""
-    score: float
-    """The last ``eval/loss``, or ``train/loss`` where nothing was evaluated; infinite unless it is ok or paused."""
-    summary: dict[str, Any]
-    signal: int | None = None
-    """The signal that stopped it."""
-
-
-def run(cfg: DictConfig, run_dir: str | Path | None = None, *, until: int | None = None) -> RunResult:
-    """Train and score a configuration, and leave a record of it: `run_steps`, which computes its own steps."""
-    return alone(run_steps(cfg, run_dir, until=until))
+    Launched with others (`mlx.launch`), all processes call it, and do what rank 0 is given; the others may give None.
+    """
+    with together() as world:
+        cfg, run_dir, until = told(world, (cfg, run_dir, until))
+        assert cfg is not None
+        return alone(run_steps(cfg, run_dir, until=until, world=world))
 
 
 def run_steps(
-    cfg: DictConfig, run_dir: str | Path | None = None, *, until: int | None = None, side_by_side: bool = False
+    cfg: DictConfig,
+    run_dir: str | Path | None = None,
+    *,
+    until: int | None = None,
+    side_by_side: bool = False,
+    world: World = ALONE,
 ) -> Steps[RunResult]:
     """`steps_in_parts`, which with ``train.n_micro=auto`` go on from the newest checkpoint in smaller parts of a batch
     where memory did not suffice."""
     at_least = 1
     while True:
         try:
-            return (yield from steps_in_parts(cfg, run_dir, at_least, until=until, side_by_side=side_by_side))
+            return (
+                yield from steps_in_parts(cfg, run_dir, at_least, until=until, side_by_side=side_by_side, world=world)
+            )
         except OutOfMemoryError as error:
             if error.parts is None:
                 raise
@@ -87,6 +87,7 @@ def steps_in_parts(
     *,
     until: int | None = None,
     side_by_side: bool = False,
+    world: World = ALONE,
 ) -> Steps[RunResult]:
     """Train and score what ``cfg`` (from `lmxexp.compose`) describes, and leave a record of it.
 
@@ -97,6 +98,7 @@ def steps_in_parts(
         at_least: parts that ``train.n_micro=auto`` makes of a batch.
         until: pause after so many steps, with a checkpoint from which the run goes on as if it had not; None: no pause.
         side_by_side: whether other runs are under way in this process.
+        world: the processes that train it.
 
     Raises:
         ConfigError: a setting that cannot work; nothing was trained.
@@ -113,40 +115,44 @@ def steps_in_parts(
     if (warning := blas.warning()) is not None:
         print(warning, file=sys.stderr)
     directory = Path(cfg.resume or run_dir or run_files.new_run_dir(cfg))
-    before = run_files.load_record(directory) if cfg.resume else {}
-    newest = checkpoint.newest(directory / "checkpoints") if cfg.resume else None
-    saved = checkpoint.read(newest) if newest else None  # none: killed before the first, it starts over
-    branch = cfg.get("branch")
-    start = saved or (checkpoint.read(checkpoint_of(cfg)) if branch else None)
-    directory.mkdir(parents=True, exist_ok=True)
-    if not cfg.resume and (directory / "run.json").exists():
-        raise ConfigError(f"{directory} holds a run already: resume={directory} goes on with it, or choose another")
-
-    if saved and (finished := _finished(saved, cfg, directory, until)):
+    before, saved, start, finished = world.from_main(lambda: begun_before(cfg, directory, until))
+    if finished:
         return finished
+    shared, directory = directory, world.own_dir(directory)
+    branch = cfg.get("branch")
 
     _start_clean(cfg.seed)
     config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     settings = build(cfg.train)
     ramp = ramp_of(cfg)
-    source = build_source(cfg)
+    source = world.main_first(lambda: build_source(cfg))
+    parallel.check_same_data(world, source)
     if branch and not saved:
-        _check_same_data(run_files.load_record(Path(branch.path)), source, f"branch={branch.path}")
-    _check_same_data(before, source, f"resume={directory}")
+        check_same_data(
+            world.from_main(lambda: run_files.load_record(Path(branch.path))), source, f"branch={branch.path}"
+        )
+    check_same_data(before, source, f"resume={directory}")
     model = build_model(cfg, vocab_size=source.vocab_size)
     if document_mask := getattr(source, "document_mask", False):
         check_documents(model, compute=True)
     chosen_precision = precision.resolve(settings.precision, on_gpu=device.is_gpu())
     if chosen_precision == "bf16":
         model.set_dtype(mx.bfloat16)
+    update_from_main(world, model)
     optimizer = optimizer_of(cfg)
     optimizer.init(model.trainable_parameters())
+    parallel.check(world, settings, ramp, optimizer, resumed=bool(cfg.resume))
     loss = build(cfg.loss)
     compute_dtype = precision.compute_dtype(chosen_precision)
-    ledger = Ledger(model, optimizer, loss, settings, compute_dtype, document_mask)
-    adapts = settings.n_micro == "auto"
-    settings = with_parts(settings, ledger, known=before.get("n_micro") if at_least == 1 else None, at_least=at_least)
-    peak_gflops = _peak_gflops(chosen_precision)
+    share = parallel.share(world.size, settings)
+    n_parts = parallel.n_parts(world.size, settings)
+    ledger = Ledger(model, optimizer, loss, share, compute_dtype, document_mask=document_mask, n_devices=n_parts)
+    adapts = settings.n_micro == "auto" and world.size == 1  # others would wait for the one that begins again
+    known = before.get("n_micro") if at_least == 1 and parallel.were(before, world.size) else None
+    n_micro = world.from_main(lambda: with_parts(share, ledger, known=known, at_least=at_least).parts)
+    settings = dataclasses.replace(settings, n_micro=n_micro)
+    peak_gflops = world.from_main(lambda: _peak_gflops(chosen_precision))
+    devices = parallel.devices(world, settings, model, optimizer, compute_dtype)
     _start_clean(cfg.seed)  # of the measurement's memory, and of what random numbers the design's constructors drew
 
     run_id = saved.state["run_id"] if saved else before.get("run_id", uuid.uuid4().hex[:12])
@@ -169,10 +175,12 @@ def steps_in_parts(
         "started": before.get("started", now),
         "resumed": [*before.get("resumed", []), {"at": now, "step": start.step if start else 0}] if before else [],
         **({"ramp": say(ramp)} if ramp.grows else {}),
+        **parallel.record(world, settings),
         **({"branch": {"run": branch.path, "identity": branch.identity, "step": branch.step}} if branch else {}),
         **environment_record(sys.argv),
     }
-    logger = Loggers(_chosen(cfg, "logger"))
+    parallel.say(world, settings)
+    logger = Loggers(_chosen(cfg, "logger") if world.is_main else {})
     trainer = Trainer(
         model,
         optimizer,
@@ -185,7 +193,8 @@ def steps_in_parts(
         run_dir=directory,
         run_id=run_id,
         precision=chosen_precision,
-        peak_flops=peak_gflops * 1e9,
+        peak_flops=peak_gflops * 1e9 * world.size,
+        devices=devices,
     )
     if start:
         trainer.restore(start)
@@ -194,6 +203,7 @@ def steps_in_parts(
     if source.tokenizer is not None:
         source.tokenizer.save(directory / "tokenizer.json")
     run_files.write_json(directory / "run.json", record)
+    parallel.resumable_after_death(world, shared, record)
     sweep = config.get("sweep") or {}
     info = RunInfo(
         run_dir=directory,
@@ -275,7 +285,7 @@ def _fit(
             logger.finish(status, summary)
     if error is not None:
         print(f"diverged: {error}", file=sys.stderr)
-    return _result(info.run_dir, summary, trainer.signals.received)
+    return result_of(info.run_dir, summary, trainer.signals.received)
 
 
 def _summary(trainer: Trainer, begun: float) -> dict[str, Any]:
@@ -302,38 +312,6 @@ def _summary(trainer: Trainer, begun: float) -> dict[str, Any]:
         "mem/peak_gb": max(peaks, default=None),
         "params": trainer.model.n_params(),
     }
-
-
-def _result(run_dir: Path, summary: dict[str, Any], signal: int | None = None) -> RunResult:
-    score = summary.get("eval/loss", summary.get("train/loss", math.inf))
-    scored = summary["status"] in ("ok", "paused")
-    return RunResult(run_dir, summary["status"], score if scored else math.inf, summary, signal)
-
-
-def _finished(saved: checkpoint.Checkpoint, cfg: DictConfig, run_dir: Path, until: int | None) -> RunResult | None:
-    """The result of a run of which nothing is left to do, or None."""
-    if saved.step > cfg.train.steps:
-        raise ConfigError(f"train.steps={cfg.train.steps}: {run_dir} has done {saved.step} steps already")
-    summary = run_dir / "summary.json"
-    if not summary.exists():
-        return None
-    content = json.loads(summary.read_text())
-    if until is not None and content["status"] == "paused" and content["step"] == min(until, cfg.train.steps):
-        return _result(run_dir, content)
-    if saved.step < cfg.train.steps or content["status"] != "ok":
-        return None
-    print(f"{run_dir} is finished: {saved.step} steps of train.steps={cfg.train.steps}. A larger train.steps goes on.")
-    return _result(run_dir, content)
-
-
-def _check_same_data(before: dict[str, Any], source: Source, origin: str) -> None:
-    """Refuse to go on with other data than the run began with: the numbers before and after would not be of one run."""
-    known = before.get("data", {}).get("fingerprint", source.fingerprint)
-    if known != source.fingerprint:
-        raise ConfigError(
-            f"{origin}: the data has changed since the run began (fingerprint {source.fingerprint}, was "
-            f"{known}): restore the text and the tokenizer, or start a new run"
-        )
 
 
 def _chosen(cfg: DictConfig, group: str) -> dict[str, Any]:

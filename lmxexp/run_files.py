@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from lmxexp.interfaces import ConfigError
 from lmxexp.logger.jsonl import FILE_NAME, read_metrics
+
+_writing = threading.Lock()
+"""The thread that hears of another rank's death writes as well."""
 
 _SafeDumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # PyYAML may be without its C library
 
@@ -85,6 +89,7 @@ def _require_run(run_dir: Path) -> None:
 
 def _write(path: Path, text: str) -> None:
     """Write a file in one piece: whoever reads it meanwhile sees the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with _writing:
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)

@@ -168,3 +168,18 @@ def test_the_process(tmp_path):
     assert done.returncode == 1
     assert "lmxexp: error: position=alibi would be ignored" in done.stderr
     assert done.stdout == ""
+
+
+def test_memory_of_one_of_several_devices():
+    given = ["model.d_model=64", "model.n_layers=1", "train.batch_size=8", "train.seq_len=32"]
+    one = describe(compose(given), 257)
+    data = describe(compose(given), 257, n_devices=4)
+    parts = describe(compose([*given, "train.parallel=fsdp"]), 257, n_devices=4)
+    assert one.devices == ""
+    assert data.devices == "4 processes, train.parallel=data: 2 of train.batch_size=8 sequences each"
+    assert (data.memory.weights, data.memory.logits) == (one.memory.weights, one.memory.logits // 4)
+    assert (parts.memory.weights, parts.memory.logits) == (one.memory.weights // 4, one.memory.logits // 4)
+    with pytest.raises(ConfigError, match=r"batch_size=8 must be a multiple of 3, the 3 processes: 9 is the next"):
+        describe(compose(given), 257, n_devices=3)
+    with pytest.raises(ConfigError, match="it computes with whole parameters"):
+        describe(compose([*given, "train.parallel=fsdp", "optim=muon"]), 257, n_devices=4)

@@ -12,7 +12,6 @@ from mlx.utils import tree_unflatten
 from lmxexp.interfaces import ConfigError
 from lmxexp.ops.trees import by_path, number
 from lmxexp.optim.checks import check_fraction
-from lmxexp.train.weights import weights
 
 if TYPE_CHECKING:
     from lmxexp.train.trainer import Trainer
@@ -70,7 +69,7 @@ class WeightAverage:
             return {}
         own = by_path(trainer.model.trainable_parameters())
         average = {path: a.astype(own[path].dtype) for path, a in self.average().items()}
-        with weights(trainer.model, tree_unflatten(list(average.items()))):
+        with trainer.weights(tree_unflatten(list(average.items()))):
             metrics = trainer.metrics_of_weights()
         return {name.replace("eval/", f"eval/{self.name}/"): value for name, value in metrics.items()}
 

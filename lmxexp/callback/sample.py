@@ -40,13 +40,16 @@ class Sample:
             return {}
         prompt = self._prompt(trainer)
         with trainer.evaluated_weights():
-            tokens = generate(
-                trainer.model,
-                prompt,
-                max_tokens=self.max_tokens,
-                temperature=self.temperature,
-                top_p=self.top_p,
-                seed=self.seed,
+            # All of them here: they are drawn one by one, as they are asked for, with the weights of then.
+            tokens = list(
+                generate(
+                    trainer.model,
+                    prompt,
+                    max_tokens=self.max_tokens,
+                    temperature=self.temperature,
+                    top_p=self.top_p,
+                    seed=self.seed,
+                )
             )
         text = tokenizer.decode([*prompt, *tokens])
         file = trainer.run_dir / "samples.txt"

@@ -30,6 +30,8 @@ class Adam(FullPrecision):
         algorithm 1.
     """
 
+    elementwise = True
+
     moves = "entrywise"
 
     def __init__(

@@ -25,6 +25,8 @@ class AdamW(Adam):
         algorithm 2; the decay is multiplied by the whole learning rate, as in PyTorch, and not by the schedule alone.
     """
 
+    elementwise = True
+
     def __init__(
         self,
         learning_rate: float | Schedule,

@@ -39,6 +39,8 @@ class AdEMAMix(AdamW):
         first of the betas, as in all of its experiments.
     """
 
+    elementwise = True
+
     def __init__(
         self,
         learning_rate: float | Schedule,

@@ -33,6 +33,8 @@ class ADOPT(AdamW):
         decay of the first step, too.
     """
 
+    elementwise = True
+
     def __init__(
         self,
         learning_rate: float | Schedule,

@@ -62,6 +62,9 @@ class FullPrecision(Optimizer):
         https://arxiv.org/abs/1711.05101, algorithm 2, with the decay multiplied by the learning rate as in PyTorch.
     """
 
+    elementwise = False
+    """Whether each element of a parameter is updated by itself, so that a part of a parameter can be without the rest.
+    A class says so for itself: what is derived from it may differ."""
     moves: Literal["entrywise", "spectral"] | None = None
     """What the learning rate is a size of, in a change: of each element, or of a matrix's spectral norm. None: of
     neither, and no rule says how it goes with the width of a model."""

@@ -27,6 +27,8 @@ class Lion(FullPrecision):
         algorithm 2.
     """
 
+    elementwise = True
+
     moves = "entrywise"
 
     def __init__(

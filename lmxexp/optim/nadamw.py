@@ -31,6 +31,8 @@ class NAdamW(AdamW):
         PyTorch's NAdam with ``decoupled_weight_decay``.
     """
 
+    elementwise = True
+
     def __init__(
         self,
         learning_rate: float | Schedule,

@@ -100,6 +100,8 @@ class ScheduleFreeSGD(ScheduleFree):
     Source: See `ScheduleFree`; equations 3 to 5 with the warmup's weights.
     """
 
+    elementwise = True
+
     def __init__(self, learning_rate: float | Schedule, momentum: float = 0.9, weight_decay: float = 0.0):
         super().__init__(learning_rate, weight_decay)
         self.momentum = _check_share("momentum", momentum, momentum)
@@ -131,6 +133,8 @@ class ScheduleFreeAdamW(ScheduleFree, Adam):
 
     Source: See `ScheduleFree`; algorithm 1.
     """
+
+    elementwise = True
 
     def __init__(
         self,

@@ -29,6 +29,8 @@ class SGD(FullPrecision):
         is not in it.
     """
 
+    elementwise = True
+
     def __init__(
         self,
         learning_rate: float | Schedule,

@@ -28,6 +28,8 @@ class Signum(FullPrecision):
         stands outside the sign, as Lion's.
     """
 
+    elementwise = True
+
     moves = "entrywise"
 
     def __init__(self, learning_rate: float | Schedule, momentum: float = 0.9, weight_decay: float = 0.3):

@@ -15,7 +15,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from lmxexp.cli.errors import refuse
 from lmxexp.population.say import say
+from lmxexp.sweep import worker
 from lmxexp.sweep.prepare import resolved
+from lmxexp.sweep.subprocess_launcher import SubprocessLauncher, failed
 
 
 class PopulationLauncher(Launcher):
@@ -28,16 +30,19 @@ class PopulationLauncher(Launcher):
     Args:
         max_members: points in one step.
         force: on a CPU too.
+        n_jobs: processes at a time, over which points that go together are shared out equally, and of which each has
+            one of several NVIDIA GPUs; 1: all in this process.
     """
 
     config: DictConfig
     hydra_context: HydraContext
     task_function: TaskFunction
 
-    def __init__(self, max_members: int = 32, force: bool = False):
+    def __init__(self, max_members: int = 32, force: bool = False, n_jobs: int = 1):
         if max_members < 1:
             refuse(f"hydra.launcher.max_members={max_members} must be at least 1")
         self.max_members, self.force = max_members, force
+        self._processes = SubprocessLauncher(n_jobs)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
@@ -47,15 +52,42 @@ class PopulationLauncher(Launcher):
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
         jobs = [self._compose(initial_job_idx + i, list(line)) for i, line in enumerate(job_overrides)]
-        returned: dict[int, JobReturn] = {}
-        for group in self._groups(jobs):
-            if len(group) > 1:
-                self._together(group)
-            for job in group:
-                returned[job.num] = job.returned or self._alone(job)
-                if job.stopped_by:  # by a signal that is meant for the whole sweep: no other group begins
-                    raise SystemExit(job.stopped_by)
+        groups = self._groups(jobs)
+        if self._processes.n_jobs == 1:
+            of_groups = [self.run_group(group) for group in groups]
+        else:
+            of_groups = self._processes.side_by_side(self._ask, groups)
+        returned = {
+            job.num: result
+            for group, results in zip(groups, of_groups, strict=True)
+            for job, result in zip(group, results, strict=True)
+        }
         return [returned[job.num] for job in jobs]
+
+    def run_group(self, group: Sequence[_Job]) -> list[JobReturn]:
+        """What the jobs come to, in this process."""
+        if len(group) > 1:
+            self._together(group)
+        returned = []
+        for job in group:
+            returned.append(job.returned or self._alone(job))
+            if job.stopped_by:  # by a signal that is meant for the whole sweep: no other group begins
+                raise SystemExit(job.stopped_by)
+        return returned
+
+    def _ask(self, group: Sequence[_Job]) -> list[JobReturn]:
+        """What they come to, in a process of their own."""
+        numbers, configs = [job.num for job in group], [job.cfg for job in group]
+        answer = self._processes.ask(
+            group[0].directory,
+            _group_in_process,
+            self.hydra_context.callbacks,
+            self.task_function,
+            self.config,
+            numbers,
+            configs,
+        )
+        return [failed(cfg, answer) for cfg in configs] if isinstance(answer, Exception) else answer
 
     def _compose(self, num: int, line: list[str]) -> _Job:
         cfg = self.hydra_context.config_loader.load_sweep_config(self.config, line)
@@ -88,9 +120,10 @@ class PopulationLauncher(Launcher):
             names = ", ".join(" ".join(jobs[i].overrides) for i in singles)
             say(f"one after the other, as no other point has their shapes and structure: {names}")
         return [
-            [jobs[i] for i in group[start : start + self.max_members]]
+            [jobs[i] for i in group[start : start + size]]
             for group in found
-            for start in range(0, len(group), self.max_members)
+            for size in [min(self.max_members, -(-len(group) // self._processes.n_jobs))]
+            for start in range(0, len(group), size)
         ]
 
     def _alone(self, job: _Job) -> JobReturn:
@@ -126,6 +159,14 @@ class PopulationLauncher(Launcher):
                     job.member.alone()
         for job in jobs:
             job.end(self.hydra_context)
+
+
+def _group_in_process(
+    callbacks: Any, task_function: TaskFunction, config: DictConfig, numbers: list[int], configs: list[DictConfig]
+) -> list[JobReturn]:
+    launcher = PopulationLauncher()
+    launcher.setup(hydra_context=worker.context(callbacks), task_function=task_function, config=config)
+    return launcher.run_group([_Job(*job) for job in zip(numbers, configs, strict=True)])
 
 
 @dataclass(eq=False)

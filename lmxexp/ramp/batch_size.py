@@ -48,9 +48,9 @@ class BatchSize:
         self._used = list(accumulate(used, initial=0))
         """Batches of the source that were used up before each stage."""
 
-    def batch(self, source: Source, step: int) -> Batch:
+    def batch(self, source: Source, step: int, *, rank: int = 0, world: int = 1) -> Batch:
         place = place_of(self.stages, step)
-        stage = self.stages[place]
-        index, part = divmod(step - stage.start, self._parts[place])
-        rows = slice(part * stage.batch_size, (part + 1) * stage.batch_size)
-        return Batch(*(None if a is None else a[rows] for a in source.batch(self._used[place] + index)))
+        parts = self._parts[place]
+        index, part = divmod(step - self.stages[place].start, parts)
+        # A part of the source's batch is a share of it, and so is a rank's share of the part.
+        return source.batch(self._used[place] + index, rank=part * world + rank, world=parts * world)

@@ -21,5 +21,5 @@ class NoRamp:
     def __init__(self, batch_size: int, seq_len: int):
         self.stages: Sequence[Stage] = [Stage(0, batch_size, seq_len)]
 
-    def batch(self, source: Source, step: int) -> Batch:
-        return source.batch(step)
+    def batch(self, source: Source, step: int, *, rank: int = 0, world: int = 1) -> Batch:
+        return source.batch(step, rank=rank, world=world)

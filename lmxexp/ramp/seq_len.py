@@ -44,6 +44,7 @@ class SeqLen:
             for begin, length in zip(begins, lengths, strict=True)
         ]
 
-    def batch(self, source: Source, step: int) -> Batch:
-        stage = stage_of(self.stages, step)
-        return Batch(*(None if a is None else a.reshape(stage.shape) for a in source.batch(step)))
+    def batch(self, source: Source, step: int, *, rank: int = 0, world: int = 1) -> Batch:
+        length = stage_of(self.stages, step).seq_len
+        rows = source.batch(step, rank=rank, world=world)
+        return Batch(*(None if a is None else a.reshape(-1, length) for a in rows))

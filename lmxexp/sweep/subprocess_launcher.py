@@ -10,11 +10,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cloudpickle
 from hydra.core.singleton import Singleton
@@ -24,7 +24,12 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from lmxexp.cli.errors import refuse
+from lmxexp.sweep import worker
+from lmxexp.sweep.gpus import Slots, cuda_gpus
 from lmxexp.sweep.ledger import CONSOLE_FILE, PointProcessError
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 _GRACE_SECONDS = 60.0
 """For a stopped point to write its last checkpoint."""
@@ -35,7 +40,8 @@ class SubprocessLauncher(Launcher):
 
     A point that is killed (for its memory, say) leaves the others alone, and peak memory is the point's own. A process
     costs about two seconds to start. What it prints is in ``console.log`` of the point's directory. When the sweep is
-    stopped or killed, its points write a checkpoint and stop too.
+    stopped or killed, its points write a checkpoint and stop too. Where there are several NVIDIA GPUs each process has
+    one of them.
 
     Args:
         n_jobs: processes at a time; each gets its share of the CPU's cores for matrix products.
@@ -52,6 +58,7 @@ class SubprocessLauncher(Launcher):
         if timeout is not None and timeout <= 0:
             refuse(f"hydra.launcher.timeout={timeout} must be a positive number of seconds, or null")
         self.n_jobs, self.timeout = n_jobs, timeout
+        self._slots = Slots(n_jobs, cuda_gpus() if n_jobs > 1 else [])
         self._running: set[subprocess.Popen[bytes]] = set()
         self._stopping = False
         self._lock = threading.Lock()
@@ -65,9 +72,13 @@ class SubprocessLauncher(Launcher):
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         Path(str(self.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
         jobs = [self._compose(initial_job_idx + i, list(line)) for i, line in enumerate(job_overrides)]
+        return self.side_by_side(self._run, jobs)
+
+    def side_by_side(self, run: Callable[[A], B], jobs: Sequence[A]) -> list[B]:
+        """``run`` of each, ``n_jobs`` at a time, in threads that may wait for processes (`ask`)."""
         with _terminated_by_signals(), ThreadPoolExecutor(self.n_jobs) as pool:
             try:
-                return list(pool.map(self._run, jobs))  # an exception cancels those that have not begun
+                return list(pool.map(run, jobs))  # an exception cancels those that have not begun
             except BaseException:
                 self._stop()
                 raise
@@ -80,27 +91,33 @@ class SubprocessLauncher(Launcher):
 
     def _run(self, job: _Job) -> JobReturn:
         """One point, start to end, in a thread that waits for its process."""
-        file, answer = job.run_dir / ".job.pickle", job.run_dir / ".answer.pickle"
+        answer = self.ask(job.run_dir, worker.point, self.hydra_context.callbacks, self.task_function, job.cfg)
+        return failed(job.cfg, answer) if isinstance(answer, Exception) else answer
+
+    def ask(self, run_dir: Path, do: Callable[..., Any], *args: Any) -> Any:
+        """What ``do(*args)`` returns in a process of its own, or the error that it came to.
+
+        Args:
+            run_dir: where the process prints to.
+        """
+        file, answer = run_dir / ".job.pickle", run_dir / ".answer.pickle"
         try:
-            job.run_dir.mkdir(parents=True, exist_ok=True)
+            run_dir.mkdir(parents=True, exist_ok=True)
             answer.unlink(missing_ok=True)
-            content = (Singleton.get_state(), self.hydra_context.callbacks, self.task_function, job.cfg)
-            file.write_bytes(cloudpickle.dumps(content))
-            code = self._wait(file, answer, job.run_dir)
+            file.write_bytes(cloudpickle.dumps((Singleton.get_state(), do, args)))
+            with self._slots.one() as gpu:
+                code = self._wait(file, answer, run_dir, gpu)
             if answer.is_file():
                 return pickle.loads(answer.read_bytes())
-            error: Exception = PointProcessError(_end(code, self.timeout))
+            return PointProcessError(_end(code, self.timeout))
         except Exception as e:  # the disk is full, say: the other points go on
-            error = e
+            return e
         finally:
             for path in (file, answer):
                 with contextlib.suppress(OSError):
                     path.unlink()
-        failed = JobReturn(overrides=list(job.cfg.hydra.overrides.task), cfg=job.cfg, status=JobStatus.FAILED)
-        failed.return_value = error
-        return failed
 
-    def _wait(self, job: Path, answer: Path, run_dir: Path) -> int | None:
+    def _wait(self, job: Path, answer: Path, run_dir: Path, gpu: Mapping[str, str]) -> int | None:
         """The process's exit code; None if it took too long."""
         command = [sys.executable, "-m", "lmxexp.sweep.worker", str(job), str(answer)]
         with (run_dir / CONSOLE_FILE).open("ab") as output, self._lock:
@@ -111,7 +128,7 @@ class SubprocessLauncher(Launcher):
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=self._environment(),
+                env={**self._environment(), **gpu},
                 # Ctrl-C reaches a group: it would ask twice for a stop, and so end the point without a checkpoint.
                 process_group=0,
             )
@@ -153,6 +170,13 @@ class SubprocessLauncher(Launcher):
 class _Job:
     cfg: DictConfig
     run_dir: Path
+
+
+def failed(cfg: DictConfig, error: Exception) -> JobReturn:
+    """What a point comes to whose process left no result."""
+    returned = JobReturn(overrides=list(cfg.hydra.overrides.task), cfg=cfg, status=JobStatus.FAILED)
+    returned.return_value = error
+    return returned
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

@@ -1,4 +1,4 @@
-"""``python -m lmxexp.sweep.worker JOB ANSWER``: one point, for the subprocess launcher. Not for people."""
+"""``python -m lmxexp.sweep.worker JOB ANSWER``: work in a process of its own, for the launchers. Not for people."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import cloudpickle
 
@@ -16,29 +17,42 @@ _LOOK_SECONDS = 1.0
 
 
 def main(job: Path, answer: Path) -> None:
-    """Run the pickled job and leave what Hydra's `run_job` returns."""
-    from hydra.core.global_hydra import GlobalHydra
+    """Do the pickled job and leave what it returns."""
     from hydra.core.singleton import Singleton
-    from hydra.core.utils import run_job, setup_globals
-    from hydra.types import HydraContext
+    from hydra.core.utils import setup_globals
 
     from lmxexp.compose import install
 
     threading.Thread(target=_follow_parent, args=(int(os.environ.get("LMXEXP_PARENT", "0")),), daemon=True).start()
     install()
     setup_globals()
-    state, callbacks, task_function, cfg = pickle.loads(job.read_bytes())
+    state, do, args = pickle.loads(job.read_bytes())
     Singleton.set_state(state)
-    returned = run_job(
+    returned = do(*args)
+    temporary = answer.with_suffix(".tmp")
+    temporary.write_bytes(cloudpickle.dumps(returned))
+    os.replace(temporary, answer)
+
+
+def point(callbacks: Any, task_function: Any, cfg: Any) -> Any:
+    """One point of a sweep: what Hydra's `run_job` returns."""
+    from hydra.core.utils import run_job
+
+    return run_job(
         task_function=task_function,
         config=cfg,
         job_dir_key="hydra.sweep.dir",
         job_subdir_key="hydra.sweep.subdir",
-        hydra_context=HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=callbacks),
+        hydra_context=context(callbacks),
     )
-    temporary = answer.with_suffix(".tmp")
-    temporary.write_bytes(cloudpickle.dumps(returned))
-    os.replace(temporary, answer)
+
+
+def context(callbacks: Any) -> Any:
+    """Hydra's, of this process."""
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import HydraContext
+
+    return HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=callbacks)
 
 
 def _follow_parent(parent: int) -> None:

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ class Checkpoint:
         return arrays
 
 
-def save(directory: Path, state: Mapping[str, Any], trees: Mapping[str, Any]) -> Path:
+def save(directory: Path, state: Mapping[str, Any], trees: Iterable[tuple[str, Any]]) -> Path:
     """Write ``directory/step_XXXXXXXX`` in one piece.
 
     Everything goes to a temporary name, is flushed to the disk, and then renamed: a reader, and a run that is killed
@@ -64,7 +64,7 @@ def save(directory: Path, state: Mapping[str, Any], trees: Mapping[str, Any]) ->
 
     Args:
         state: plain values; ``step`` is among them.
-        trees: arrays to save, by name of their file.
+        trees: arrays to save, with the name of their file; one after the other.
 
     Raises:
         OSError: the disk is full, say. Earlier checkpoints stay as they are.
@@ -75,7 +75,7 @@ def save(directory: Path, state: Mapping[str, Any], trees: Mapping[str, Any]) ->
     try:
         temporary.mkdir(parents=True)
         files = {}
-        for name, tree in trees.items():
+        for name, tree in trees:
             file = temporary / f"{name}.safetensors"
             # Through a Python file: MLX's own writer says nothing when the disk is full.
             with open(file, "wb") as f:

@@ -1,7 +1,8 @@
 """Loss over the whole validation split."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import mlx.core as mx
@@ -9,6 +10,7 @@ import mlx.core as mx
 from lmxexp.interfaces import Batch, Loss, Source
 from lmxexp.model.language_model import LanguageModel
 from lmxexp.ops.trees import number
+from lmxexp.train.devices import Devices
 from lmxexp.train.precision import cast
 from lmxexp.train.sentinel import CompileSentinel
 from lmxexp.train.step import split, to_arrays
@@ -25,6 +27,7 @@ class Evaluator:
         source: its ``eval_batches``, all of them.
         n_micro: parts that a batch is computed in, as in training: all logits at once might not fit.
         compute_dtype: parameters are cast to it; None: as they are.
+        devices: others that evaluate other batches of the same model, which is whole meanwhile; None: there are none.
         compile: whether to compile.
     """
 
@@ -36,8 +39,10 @@ class Evaluator:
         *,
         n_micro: int = 1,
         compute_dtype: mx.Dtype | None = None,
+        devices: Devices | None = None,
         compile: bool = True,
     ):
+        self.devices = devices
         self.model, self.loss, self.source, self.compute_dtype = model, loss, source, compute_dtype
         self.n_micro = n_micro
         self.sentinel = CompileSentinel()
@@ -67,7 +72,7 @@ class Evaluator:
 
     def _totals(self, source: Source, should_stop: Callable[[], bool]) -> list[float] | None:
         totals, waiting = [0.0, 0.0, 0.0], None
-        for batch in source.eval_batches():
+        for batch in self._batches(source):
             if should_stop():
                 return None
             for part in split(to_arrays(batch), self.n_micro):
@@ -76,7 +81,12 @@ class Evaluator:
                 # Read one behind: the device computes this one while the host reads the last and makes the next.
                 totals = _added(totals, waiting)
                 waiting = sums
-        return _added(totals, waiting)
+        totals = _added(totals, waiting)
+        return totals if self.devices is None else self.devices.total(totals)
+
+    def _batches(self, source: Source) -> Iterator[Batch]:
+        batches = source.eval_batches()
+        return batches if self.devices is None else islice(batches, self.devices.rank, None, self.devices.size)
 
     def _sums_of(self, arrays: dict[str, mx.array]) -> list[mx.array]:
         if self.compiled:

@@ -17,6 +17,7 @@ from mlx.utils import tree_map
 
 from lmxexp import device
 from lmxexp.interfaces import ConfigError, Loss
+from lmxexp.train.in_parts import InParts
 from lmxexp.train.peak_memory import MemoryEstimate, estimate
 from lmxexp.train.random_state import set_random_state
 
@@ -69,8 +70,9 @@ class Ledger:
 
     Args:
         model, optimizer, loss, compute_dtype: as of `lmxexp.train.step.TrainStep`.
-        settings: its ``n_micro`` is not read.
+        settings: its ``n_micro`` is not read; the batch is that of one device.
         document_mask: whether the source has it.
+        n_devices: that share model and optimizer, each with a part (``train.parallel=fsdp``).
     """
 
     def __init__(
@@ -81,7 +83,10 @@ class Ledger:
         settings: TrainSettings,
         compute_dtype: mx.Dtype | None,
         document_mask: bool = False,
+        n_devices: int = 1,
     ):
+        self.batch_size = settings.batch_size
+        self._parts = InParts(model, optimizer, n_devices) if n_devices > 1 else None
         self._args, self._settings, self._compute_dtype = (model, optimizer, loss), settings, compute_dtype
         self._document_mask = document_mask
         self._known: dict[int, MemoryEstimate] = {}
@@ -98,6 +103,7 @@ class Ledger:
                 remat=self._settings.remat,
                 document_mask=self._document_mask,
                 on_gpu=device.is_gpu(),
+                parts=self._parts,
             )
         return self._known[n_micro]
 
@@ -202,7 +208,7 @@ def out_of_memory(error: BaseException, trainer: Any, ledger: Ledger, *, adapts:
     ledger.let_go()
     settings = trainer.settings
     now = settings.n_micro
-    more = _divisors(settings.batch_size, now + 1)
+    more = _divisors(ledger.batch_size, now + 1)
     if more and adapts:
         mend = ""
     elif more:

@@ -17,7 +17,9 @@ from lmxexp.model.ffn import experts, glu
 from lmxexp.model.language_model import LanguageModel
 from lmxexp.ops.head_loss import LOGITS_AT_ONCE
 from lmxexp.ops.own_gradient import without_own_gradients
+from lmxexp.ops.replaced import replaced
 from lmxexp.ops.trees import by_path
+from lmxexp.train.in_parts import InParts, StandIn
 from lmxexp.train.random_state import get_random_state, set_random_state
 from lmxexp.train.step import TrainStep
 
@@ -75,6 +77,7 @@ def estimate(
     remat: language_model.Remat = "none",
     document_mask: bool = False,
     on_gpu: bool = False,
+    parts: InParts | None = None,
 ) -> MemoryEstimate:
     """Follow the arrays of one training step from where they are made to where they are last used.
 
@@ -85,21 +88,30 @@ def estimate(
     Args:
         model: its parameters and the optimizer's state are put back after the trace.
         optimizer: initialised.
-        batch_size: sequences of one optimizer step.
+        batch_size: sequences of one optimizer step, on one device.
         n_micro: parts that they are computed in.
         compute_dtype: as `TrainStep` takes it.
         remat: what is computed once more for the gradient. With ``block`` it is, beside what is kept between layers,
             what the largest of them takes.
+        parts: what of model and optimizer several devices share; None: each has them whole.
         document_mask: whether batches have ``segment_ids``, of which attention makes masks.
         on_gpu: whether attention, the head's loss and gated products are those of a GPU, which keep less.
 
     Raises:
         ValueError: a primitive that MLX cannot trace.
     """
-    step = TrainStep(model, optimizer, loss, n_micro=n_micro, compute_dtype=compute_dtype, compile=False)
+    devices: Any = None if parts is None else StandIn(parts, compute_dtype)
+    step = TrainStep(
+        model, optimizer, loss, n_micro=n_micro, compute_dtype=compute_dtype, devices=devices, compile=False
+    )
     before, random_state = [model.parameters(), optimizer.state], get_random_state()
-    leaves = by_path(before)
-    trainable = list(by_path(model.trainable_parameters()).values())
+    own = (
+        before
+        if parts is None
+        else [parts.placeholders("model", before[0]), parts.placeholders("optimizer", before[1])]
+    )
+    leaves = by_path(own)
+    trainable = [leaves[f"0.{path}"] for path in by_path(model.trainable_parameters())]
 
     def traced(tokens: mx.array, *state: mx.array) -> list[mx.array]:
         parameters, optimizer_state = tree_unflatten(list(zip(leaves, state, strict=True)))
@@ -128,8 +140,7 @@ def estimate(
     # Layers of the same kinds take as much as each other.
     different = {tuple(type(module) for module in layer.modules()): layer for layer in model.layers}
     peak = max(map(peak_with, different.values() if remat == "block" else [None]))
-    weights = _nbytes(model.parameters())
-    in_optimizer = _nbytes(optimizer.state)
+    weights, in_optimizer = _nbytes(own[0]), _nbytes(own[1])
     gradients = sum(a.nbytes for a in trainable)
     # With parts, the sum of their gradients is kept beside the part's own, both in fp32.
     kept = weights + in_optimizer + (0 if n_micro == 1 else sum(4 * a.size for a in trainable))
@@ -218,26 +229,16 @@ def _stand_ins(on_gpu: bool, whole: Any) -> Iterator[None]:
     the layers that are computed once more, all but ``whole``."""
     with ExitStack() as stack:
         # The gradient of grouped products is a primitive that is not traced.
-        stack.enter_context(_replaced(mx, "gather_mm", lambda a, b, **_: (a[..., 0, :] @ b[0])[..., None, :]))
-        stack.enter_context(_replaced(mx, "contiguous", lambda a, **_: a + 0))  # a copy, which is not traced as one
-        stack.enter_context(_replaced(language_model, "recomputed", partial(_keeps_input_alone, whole)))
+        stack.enter_context(replaced(mx, "gather_mm", lambda a, b, **_: (a[..., 0, :] @ b[0])[..., None, :]))
+        stack.enter_context(replaced(mx, "contiguous", lambda a, **_: a + 0))  # a copy, which is not traced as one
+        stack.enter_context(replaced(language_model, "recomputed", partial(_keeps_input_alone, whole)))
         if on_gpu:
             # Traced on the CPU, attention keeps all its scores; a fused kernel keeps queries, keys, values and output.
-            stack.enter_context(_replaced(mx.fast, "scaled_dot_product_attention", _keeps_no_scores))
-            stack.enter_context(_replaced(language_model, "cross_entropy", _keeps_logits_alone))
+            stack.enter_context(replaced(mx.fast, "scaled_dot_product_attention", _keeps_no_scores))
+            stack.enter_context(replaced(language_model, "cross_entropy", _keeps_logits_alone))
             for module in (glu, experts):
-                stack.enter_context(_replaced(module, "gated", lambda _, gate, up: gate * up))
+                stack.enter_context(replaced(module, "gated", lambda _, gate, up: gate * up))
         yield
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
 
 
 def _keeps_input_alone(whole: Any, layer: Any, x: mx.array, **rest: Any) -> tuple[mx.array, Aux]:

@@ -31,6 +31,7 @@ class TrainSettings:
     checkpoint_every: int
     keep: int
     remat: Literal["none", "block"] = "none"  # with defaults: the configurations of earlier runs do not have them
+    parallel: Literal["data", "fsdp"] | None = None
     profile: bool = False
     profile_capture: str | None = None
 

@@ -1,6 +1,7 @@
 """One optimizer step as a compiled function of explicit state."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -15,12 +16,16 @@ from lmxexp.ops.sum_of_squares import sum_of_squares
 from lmxexp.ops.trees import by_path
 from lmxexp.optim import curvature
 from lmxexp.optim.build import learning_rates
+from lmxexp.train.devices import Devices
 from lmxexp.train.parts import CURVATURE, PART, UPDATE, WHOLE, n_parts, traces
 from lmxexp.train.precision import cast
 from lmxexp.train.random_state import STATE
 from lmxexp.train.sentinel import CompileSentinel
 
 Arrays = dict[str, mx.array]
+
+STOP = "stop"
+"""Beside the scalars of a step on several devices: how many of them are asked to stop."""
 
 
 class TrainStep:
@@ -45,6 +50,8 @@ class TrainStep:
         stages: the shapes that batches have, the last of which is computed in ``n_micro`` parts and the others in no
             larger ones; empty: they have one shape.
         compute_dtype: parameters are cast to it for forward and backward; None: as they are.
+        devices: others that compute the same step on other rows, ``stages`` and the batches being this one's share;
+            None: there are none.
         compile: whether to compile.
     """
 
@@ -58,8 +65,10 @@ class TrainStep:
         n_micro: int = 1,
         stages: Sequence[Stage] = (),
         compute_dtype: mx.Dtype | None = None,
+        devices: Devices | None = None,
         compile: bool = True,
     ):
+        self.devices = devices
         self.model, self.optimizer, self.loss = model, optimizer, loss
         self.max_grad_norm, self.n_micro, self.compute_dtype = max_grad_norm, n_micro, compute_dtype
         self.parts = n_parts(stages, n_micro) if stages else {}
@@ -68,7 +77,8 @@ class TrainStep:
         self._value_and_grad = mx.value_and_grad(self._loss_of_params)
         self._value_and_grad_of_drawn = mx.value_and_grad(self._drawn_loss_of_params)
         state = [model.state, optimizer.state, STATE]
-        wrap = partial(mx.compile, inputs=state, outputs=state) if compile else lambda f: f
+        inputs = state if devices is None else [*state, devices.state]
+        wrap = partial(mx.compile, inputs=inputs, outputs=state) if compile else lambda f: f
         self._whole: Callable[[Arrays], Arrays] = wrap(self._whole_step)
         self._part: Callable[[Arrays], Any] = wrap(self._weighted_part)
         self._apply: Callable[[Any], Arrays] = wrap(self._apply_sum)
@@ -97,9 +107,13 @@ class TrainStep:
             mx.async_eval(total)  # or the graph of all parts, with their activations, would be built before the first
         return self._apply(total)
 
-    def _loss_of_params(self, params: Any, arrays: Arrays) -> tuple[mx.array, Aux]:
-        self._put(params)
-        return self.loss(self.model, Batch(**arrays))
+    def _loss_of_params(self, params: Any, arrays: Arrays, across: bool = False) -> tuple[mx.array, Aux]:
+        if self.devices is None:
+            self._put(params)
+            return self.loss(self.model, Batch(**arrays))
+        self._put(self.devices.parameters(params))
+        loss, aux = self.loss(self.model, Batch(**arrays))
+        return self.devices.weighed(loss, aux) if across else (loss, aux)
 
     def _drawn_loss_of_params(self, params: Any, arrays: Arrays) -> tuple[mx.array, mx.array]:
         self._put(params)
@@ -108,34 +122,42 @@ class TrainStep:
     def _put(self, params: Any) -> None:
         self.model.update(params if self.compute_dtype is None else cast(params, self.compute_dtype))
 
-    def _gradient(self, arrays: Arrays) -> tuple[Any, Any, mx.array, Aux]:
+    def _gradient(self, arrays: Arrays, across: bool) -> tuple[Any, Any, mx.array, Aux]:
+        """``across``: over the rows of all devices."""
         params = self.model.trainable_parameters()
-        (loss, aux), gradient = self._value_and_grad(params, arrays)
+        # Around the gradient as well: with train.remat it computes layers, and draws what they drop, once more.
+        with nullcontext() if self.devices is None else self.devices.draws():
+            (loss, aux), gradient = self._value_and_grad(params, arrays, across)
         self.model.update(params)  # the trace left its casts there
+        if across and self.devices is not None:
+            gradient, loss, aux = self.devices.mean(gradient, loss, aux)
         return params, gradient, loss, aux
 
     def _update(self, params: Any, gradient: Any, loss: mx.array, aux: Aux) -> Arrays:
-        norm = global_norm(gradient)
+        norm = global_norm(gradient) if self.devices is None else self.devices.norm(gradient)
         gradient = clipped(gradient, norm, self.max_grad_norm)
         self.model.update(self.optimizer.apply_gradients(gradient, params))
         self.model.after_update(aux)
-        return {"train/loss": loss, "train/grad_norm": norm, **learning_rates(self.optimizer), **shown(aux)}
+        scalars = {"train/loss": loss, "train/grad_norm": norm, **learning_rates(self.optimizer), **shown(aux)}
+        return scalars if self.devices is None else {**scalars, STOP: self.devices.stop()}
 
     def _whole_step(self, arrays: Arrays) -> Arrays:
         self._note_trace(WHOLE, batch=arrays)
-        return self._update(*self._gradient(arrays))
+        return self._update(*self._gradient(arrays, across=self.devices is not None))
 
     def _weighted_part(self, arrays: Arrays) -> Any:
         """Gradient, loss and other scalars of a part, times its number of targets, in fp32: a small part would be lost
         beside the sum of many in bf16."""
         self._note_trace(PART, batch=arrays)
-        _, gradient, loss, aux = self._gradient(arrays)
+        _, gradient, loss, aux = self._gradient(arrays, across=self.devices is not None and self.devices.by_parts)
         n = aux["n_targets"]
         weighted = tree_map(lambda a: a.astype(mx.float32) * n, {"gradient": gradient, "loss": loss, "aux": aux})
         return {"n": n, **weighted}
 
     def _apply_sum(self, total: Any) -> Arrays:
         self._note_trace(UPDATE, total=total)
+        if self.devices is not None and not self.devices.by_parts:
+            total = self.devices.average(total)
         params = self.model.trainable_parameters()
         n = mx.maximum(total.pop("n"), 1e-9)
         mean = tree_map(lambda t: t / n, total)

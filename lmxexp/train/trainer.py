@@ -3,31 +3,32 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers
-from mlx.utils import tree_unflatten
+import numpy as np
 
 from lmxexp import device
-from lmxexp.interfaces import Batch, Callback, Logger, Loss, Ramp, Source, Stage, Stateful
+from lmxexp.interfaces import Batch, Callback, Logger, Loss, Ramp, Source, Stage
 from lmxexp.model.language_model import LanguageModel
 from lmxexp.ops.trees import number, numbers
 from lmxexp.optim.averaging import evaluated
 from lmxexp.ramp.stages import stage_of, steps_of, tokens_in
-from lmxexp.train import checkpoint
+from lmxexp.train import checkpoint, saving
+from lmxexp.train.devices import Devices
 from lmxexp.train.drive import Steps, alone
 from lmxexp.train.evaluator import Evaluator
 from lmxexp.train.memory import MemoryLimitError
+from lmxexp.train.parts import n_parts
 from lmxexp.train.precision import compute_dtype
 from lmxexp.train.progress import Progress, StepClock
 from lmxexp.train.random_state import get_random_state, set_random_state
 from lmxexp.train.self_test import self_test
 from lmxexp.train.settings import TrainSettings
 from lmxexp.train.signals import StopSignals
-from lmxexp.train.snapshot import fill
-from lmxexp.train.step import TrainStep, to_arrays
+from lmxexp.train.step import STOP, TrainStep, to_arrays
 from lmxexp.train.weights import weights
 
 
@@ -54,7 +55,8 @@ class Trainer:
         run_dir: holds ``checkpoints/`` and whatever callbacks write.
         run_id: kept in the checkpoint, so that a resumed run is the same run to W&B.
         precision: fp32, bf16 or mixed.
-        peak_flops: of the device, FLOPs a second, for ``perf/mfu``; None: unknown.
+        peak_flops: of all devices, FLOPs a second, for ``perf/mfu``; None: unknown.
+        devices: others that train the same model, each with a share of every batch; None: there are none.
     """
 
     def __init__(
@@ -72,12 +74,18 @@ class Trainer:
         run_id: str,
         precision: str,
         peak_flops: float | None = None,
+        devices: Devices | None = None,
     ):
         self.model, self.optimizer, self.loss, self.source, self.settings = model, optimizer, loss, source, settings
         model.remat = settings.remat
         self.ramp, self.callbacks, self.logger = ramp, callbacks, logger
         self.run_dir, self.run_id = run_dir, run_id
-        self.peak_flops = peak_flops
+        self.peak_flops, self.devices = peak_flops, devices
+        self._stop_asked = False
+        """Of several devices: by any, as all of them know."""
+        world = 1 if devices is None else devices.size
+        self._own_stages = [Stage(s.start, s.batch_size // world, s.seq_len) for s in ramp.stages]
+        self._n_parts = n_parts(self._own_stages, settings.parts)
         self.memory_limit_gb = settings.memory_limit_gb or device.recommended_memory_gb()  # None: nothing is known
         self.compute_dtype = compute_dtype(precision)
         self.precision = precision
@@ -93,7 +101,13 @@ class Trainer:
         self.fetched_at: int | None = None
         """The step that it was last called at: since then the state here is as new as there."""
         self.evaluator = Evaluator(
-            model, loss, source, n_micro=settings.parts, compute_dtype=self.compute_dtype, compile=settings.compile
+            model,
+            loss,
+            source,
+            n_micro=settings.parts,
+            compute_dtype=self.compute_dtype,
+            devices=devices,
+            compile=settings.compile,
         )
 
     @property
@@ -107,8 +121,15 @@ class Trainer:
         return tokens_in(steps_of(self.ramp.stages, self.step))
 
     def batch(self, step: int) -> Batch:
-        """What step number ``step``, from 0, trains on."""
-        return self.ramp.batch(self.source, step)
+        """What step number ``step``, from 0, trains on; of several devices, this one's share."""
+        if self.devices is None:
+            return self.ramp.batch(self.source, step)
+        # Its share of each part that the step is computed in: a part is of the same rows on any number of devices.
+        n, size = self._n_parts[stage_of(self._own_stages, step).shape], self.devices.size
+        shares = [
+            self.ramp.batch(self.source, step, rank=i * size + self.devices.rank, world=n * size) for i in range(n)
+        ]
+        return Batch(*(None if of_all[0] is None else np.concatenate(of_all) for of_all in zip(*shares, strict=True)))
 
     @property
     def checkpoints(self) -> Path:
@@ -144,6 +165,8 @@ class Trainer:
                 end = self.settings.steps if until is None else min(until, self.settings.steps)
                 while self.step < end:
                     self.stop_if_asked()
+                    if self.devices is not None:
+                        self.devices.ask_to_stop(self.signals.received is not None)
                     stepped = yield self
                     self.clock.add(stepped.seconds, self._stage(self.step))
                     self._after_step(stepped.scalars)
@@ -164,6 +187,8 @@ class Trainer:
 
     def _after_step(self, scalars: dict[str, mx.array]) -> None:
         self.progress.step += 1
+        if STOP in scalars:
+            self._stop_asked = number(scalars.pop(STOP)) > 0
         self.progress.eval_loss = None
         loss = number(scalars["train/loss"])
         if not math.isfinite(loss):
@@ -231,7 +256,7 @@ class Trainer:
 
     def metrics_of_weights(self) -> dict[str, float]:
         """Metrics over the whole validation split of the weights that the model has; see `Evaluator`."""
-        metrics = self.evaluator(should_stop=lambda: self.signals.received is not None)
+        metrics = self.evaluator(should_stop=self._should_stop)
         if metrics is None:
             raise _Stopped
         return metrics
@@ -239,58 +264,32 @@ class Trainer:
     @contextmanager
     def evaluated_weights(self) -> Iterator[None]:
         """Within, the model has the weights that the optimizer is judged by: for most those that it trains."""
-        with weights(self.model, evaluated(self.optimizer, self.model.trainable_parameters())):
+        with self.weights(evaluated(self.optimizer, self.model.trainable_parameters())):
             yield
+
+    @contextmanager
+    def weights(self, parameters: Any) -> Iterator[None]:
+        """Within, the model has these; of several devices each gives its own parts, and the model has whole ones."""
+        with weights(self.model, parameters if self.devices is None else self.devices.whole(parameters)):
+            yield
+
+    def _should_stop(self) -> bool:
+        # Several devices agree on it once a step: one that stopped alone would leave the others waiting.
+        return self.signals.received is not None if self.devices is None else self._stop_asked
 
     def stop_if_asked(self) -> None:
         """Ends the run after a signal; for callbacks that take long. Resumed, it calls the step's callbacks again."""
-        if self.signals.received is not None:
+        if self._should_stop():
             raise _Stopped
 
-    def save_checkpoint(self) -> Path:
-        """Write model, optimizer, random state and progress; see `lmxexp.train.checkpoint`."""
+    def save_checkpoint(self) -> None:
+        """See `lmxexp.train.saving.save`."""
         self._fetch_state()
-        state = {**asdict(self.progress), "random_state": get_random_state(), "run_id": self.run_id}
-        trees = {"model": self.model.parameters(), "optimizer": self.optimizer.state}
-        if kept := {name: c.state for name, c in self.callbacks.items() if isinstance(c, Stateful) and c.state}:
-            trees["callbacks"] = {f"{name}:{key}": a for name, arrays in kept.items() for key, a in arrays.items()}
-        try:
-            path = checkpoint.save(self.checkpoints, state, trees)
-        except OSError as e:
-            raise OSError(
-                e.errno,
-                f"{e.strerror}: the checkpoint of step {self.step} was not written to {self.checkpoints}, those before "
-                f"it are whole; free space and go on with resume={self.run_dir}",
-            ) from e
-        if self.fetch is None:  # else whoever computes the steps does, once all that go together have one
-            checkpoint.prune(self.checkpoints, self.settings.keep)
-        return path
+        saving.save(self)
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
-        """Go on from a checkpoint. Before `fit`: the state that it compiles must be the restored one.
-
-        Raises:
-            CheckpointError: damaged, or of another model or optimizer.
-        """
-        for name, tree in {"model": self.model.parameters(), "optimizer": self.optimizer.state}.items():
-            arrays = saved.load(name)
-            checkpoint.check_shapes(tree, arrays, f"{saved.path}/{name}.safetensors")
-            if name == "model":
-                self.model.update(tree_unflatten(list(arrays.items())))
-            else:
-                fill(self.optimizer.state, arrays)
-        if "callbacks.safetensors" in saved.files:
-            arrays = saved.load("callbacks")
-            for name, callback in self.callbacks.items():
-                if isinstance(callback, Stateful):
-                    prefix = f"{name}:"
-                    own = {key.removeprefix(prefix): a for key, a in arrays.items() if key.startswith(prefix)}
-                    callback.restore(own)
-        state = dict(saved.state)
-        set_random_state(state.pop("random_state"))
-        state.pop("run_id")
-        self.progress = Progress(**state)
-        mx.eval(self.model.parameters(), self.optimizer.state)
+        """See `lmxexp.train.saving.restore`."""
+        saving.restore(self, saved)
 
     def make_step(self, *, compile: bool | None = None) -> TrainStep:
         """The step of this model alone, compiled as the settings say unless told otherwise."""
@@ -300,15 +299,17 @@ class Trainer:
             self.loss,
             max_grad_norm=self.settings.max_grad_norm,
             n_micro=self.settings.parts,
-            stages=self.ramp.stages,
+            stages=self._own_stages,
             compute_dtype=self.compute_dtype,
+            devices=self.devices,
             compile=self.settings.compile if compile is None else compile,
         )
 
     def _draws_random_numbers(self) -> bool:
         """Whether a training forward pass moves the random state on, as dropout does."""
         before = get_random_state()
-        self.loss(self.model, self.batch(0)._replace(**to_arrays(self.batch(0))))
+        with self.weights(self.model.trainable_parameters()):
+            self.loss(self.model, self.batch(0)._replace(**to_arrays(self.batch(0))))
         moved = get_random_state() != before
         set_random_state(before)
         return moved

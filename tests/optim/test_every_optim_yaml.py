@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from hydra.utils import instantiate
 from mlx.optimizers import clip_grad_norm
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from omegaconf import OmegaConf
 
 import lmxexp
-from lmxexp.optim.build import build_optimizer, learning_rates
+from lmxexp.interfaces import ConfigError
+from lmxexp.optim.build import build_optimizer, leaf_optimizers, learning_rates
+from lmxexp.parallel.sharded import check_optimizer
 from lmxexp.schedule.cosine import Cosine
 from tests.optim.toy_problem import FEW, MAX_NORM, SHAPES, STEPS, by_mlx, gradient, start, to_flat, to_tree
 
@@ -198,3 +200,21 @@ def test_decay_shrinks_every_matrix(file):
             shrink = node.learning_rate  # its trust ratio makes every change of a matrix so large
         expected = p * (1 - shrink) if p.ndim >= 2 else p
         np.testing.assert_allclose(found[name], expected, rtol=1e-6, err_msg=name)
+
+
+def test_elementwise_means_that_a_part_is_updated_as_in_the_whole(file):
+    """Bit for bit, whichever part; and what says nothing is not taken for it."""
+    whole, parameters = ready(file)
+    if not all(vars(type(leaf)).get("elementwise", False) for leaf in leaf_optimizers(whole)):
+        with pytest.raises(ConfigError, match=r"train\.parallel=fsdp"):
+            check_optimizer(whole)
+        return
+    check_optimizer(whole)
+    part_of = functools.partial(tree_map, lambda a: a[1 : 1 + a.shape[0] // 2])
+    own, of_part = build(file), part_of(parameters)
+    own.init(of_part)
+    for step in range(4):
+        gradients = to_tree(gradient(to_flat(parameters), step), mx.float32)
+        parameters = whole.apply_gradients(gradients, parameters)
+        of_part = own.apply_gradients(part_of(gradients), of_part)
+    assert bits(of_part) == bits(part_of(parameters))

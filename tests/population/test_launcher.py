@@ -51,6 +51,19 @@ def test_each_point_is_what_it_is_alone(sweep, points):
     assert set(members(alone).values()) == {1}
 
 
+@pytest.mark.slow
+def test_processes_share_the_members_out(sweep):
+    settings = ["train.n_micro=1", "optim.learning_rate=1e-3,1e-2", "seed=1,2,3"]
+    done, alone = sweep("alone", *settings)
+    assert done.returncode == 0, done.stdout + done.stderr
+    done, together = sweep("together", *settings, *TOGETHER, "hydra.launcher.n_jobs=2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_sweep_as_alone(alone, together)
+    assert set(members(together).values()) == {3}
+    pids = {file.read_text() for file in together.glob("*/.lock")}
+    assert len(pids) == 2
+
+
 def test_what_does_not_fit_runs_alone_and_that_is_said(sweep):
     done, directory = sweep("s", "train.n_micro=1", "attention=gqa,sliding", "seed=1,2", *TOGETHER)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -9,6 +9,7 @@ import yaml
 from omegaconf import OmegaConf
 
 import lmxexp
+from lmxexp.data.sampling import rank_rows
 from lmxexp.interfaces import Batch, ConfigError
 from lmxexp.ramp.batch_size import BatchSize
 from lmxexp.ramp.build import ramp_of
@@ -29,7 +30,8 @@ class Numbered:
     def batch(self, index, *, rank=0, world=1):
         rows, length = self.shape
         ids = (index * rows * length + np.arange(rows * length)).reshape(self.shape)
-        return Batch(ids, ids + 1, weights=ids % 7, segment_ids=ids // 5)
+        own = ids[rank_rows(rows, rank, world)]
+        return Batch(own, own + 1, weights=own % 7, segment_ids=own // 5)
 
 
 def settings(seed, key):

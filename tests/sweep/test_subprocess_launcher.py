@@ -12,6 +12,7 @@ from hydra.core.utils import JobStatus
 
 from lmxexp.interfaces import ConfigError
 from lmxexp.sweep import subprocess_launcher
+from lmxexp.sweep.gpus import Slots
 from lmxexp.sweep.ledger import PointProcessError
 from lmxexp.sweep.subprocess_launcher import SubprocessLauncher, _end
 from tests.sweep.launching import launch, launcher, start
@@ -285,3 +286,13 @@ def test_signals_are_left_as_they_were(ready, worker):
 def test_settings_that_cannot_work(settings, text):
     with pytest.raises(ConfigError, match=text):
         SubprocessLauncher(**settings)
+
+
+def test_each_process_has_one_of_several_gpus(ready, worker):
+    worker('echo "$CUDA_VISIBLE_DEVICES" > gpu; sleep 0.3')
+    made, lines = launcher(ready, ["returns"] * 5, n_jobs=2)
+    made._slots = Slots(2, ["7", "9"])
+    made.launch(lines, initial_job_idx=0)
+    found = [file.read_text().strip() for file in ready.directory.glob("*/gpu")]
+    assert len(found) == 5
+    assert set(found) == {"7", "9"}

@@ -6,6 +6,7 @@ import mlx.core as mx
 import mlx.optimizers
 import numpy as np
 
+from lmxexp.data.sampling import rank_rows
 from lmxexp.interfaces import Batch
 from lmxexp.loss.cross_entropy import CrossEntropy
 from lmxexp.optim.build import build_optimizer
@@ -29,7 +30,8 @@ class RandomTokens:
         rng = np.random.default_rng(index)
         ids = rng.integers(0, VOCAB, (self.batch_size, self.length + 1)).astype(np.int32)
         weights = rng.integers(0, 2, (self.batch_size, self.length)).astype(np.float32) if self.weights else None
-        return Batch(ids[:, :-1], ids[:, 1:], weights)
+        own = rank_rows(self.batch_size, rank, world)
+        return Batch(ids[own, :-1], ids[own, 1:], None if weights is None else weights[own])
 
     def eval_batches(self):
         """40 targets; the last batch is half padding."""

@@ -15,7 +15,7 @@ TREES = {
 
 
 def save(directory, step, eval_loss=None):
-    return checkpoint.save(directory, {"step": step, "eval_loss": eval_loss}, TREES)
+    return checkpoint.save(directory, {"step": step, "eval_loss": eval_loss}, TREES.items())
 
 
 def test_round_trip(tmp_path):
