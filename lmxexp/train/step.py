@@ -122,7 +122,7 @@ class TrainStep:
     def _put(self, params: Any) -> None:
         self.model.update(params if self.compute_dtype is None else cast(params, self.compute_dtype))
 
-    def _gradient(self, arrays: Arrays, across: bool) -> tuple[Any, Any, mx.array, Aux]:
+    def _gradient(self, arrays: Arrays, across: bool = False) -> tuple[Any, Any, mx.array, Aux]:
         """``across``: over the rows of all devices."""
         params = self.model.trainable_parameters()
         # Around the gradient as well: with train.remat it computes layers, and draws what they drop, once more.
