@@ -70,7 +70,7 @@ def parts_of(n, *overrides, vocab_size=257):
     model = build(cfg.model.net)(vocab_size=vocab_size)
     optimizer = optimizer_of(cfg)
     optimizer.init(model.trainable_parameters())
-    ledger = Ledger(model, optimizer, build(cfg.loss), build(cfg.train), None, n)
+    ledger = Ledger(model, optimizer, build(cfg.loss), build(cfg.train), None, n_devices=n)
     return InParts(model, optimizer, n), ledger
 
 

@@ -15,7 +15,7 @@ from tests.end_to_end.processes import TEXT, small
 
 LEFT_OUT = re.compile(
     r"(name|tags|resume|choice\..*|logger\..*|debug\..*|sweep\..*|match\..*|tune\..*"
-    r"|train\.(keep|memory_limit_gb|self_test|parallel|profile|profile_capture)"
+    r"|train\.(keep|memory_limit_gb|self_test|parallel|remat|profile|profile_capture)"
     r"|data\.(path|val_path|cache_dir)|tokenizer\.path)"
 )
 """Names, places, reports, and how a sweep came by a configuration."""
