@@ -46,20 +46,32 @@ def generate(
     training = model.training
     model.eval()
     try:
-        cache = model.make_cache()
-        new = context
+        cache, new = model.make_cache(), mx.array([context])
+        waiting: mx.array | None = None  # the token drawn last: the device computes the next one while it is read
         for _ in range(max_tokens):
-            if model.max_len is not None and len(context) > model.max_len:
+            if model.max_len is not None and len(context) + (waiting is not None) > model.max_len:
+                if waiting is not None:
+                    context.append(_number(waiting))
+                    yield context[-1]
+                    waiting = None
                 context = context[-max(1, model.max_len // 2) :]
-                cache, new = model.make_cache(), context
-            logits = model(mx.array([new]), cache=cache)[0, -1].astype(mx.float32)
+                cache, new = model.make_cache(), mx.array([context])
+            logits = model(new, cache=cache)[0, -1].astype(mx.float32)
             key, subkey = mx.random.split(key)
-            token = int(number(_draw(logits, temperature, top_p, subkey)))
-            context.append(token)
-            new = [token]
-            yield token
+            drawn = _draw(logits, temperature, top_p, subkey)
+            mx.async_eval(drawn)
+            if waiting is not None:
+                context.append(_number(waiting))
+                yield context[-1]
+            waiting, new = drawn, drawn.reshape(1, 1)
+        if waiting is not None:
+            yield _number(waiting)
     finally:
         model.train(training)
+
+
+def _number(token: mx.array) -> int:
+    return int(number(token))
 
 
 def _draw(logits: mx.array, temperature: float, top_p: float, key: mx.array) -> mx.array:
