@@ -22,7 +22,7 @@ from lmxexp.data.build import build_source
 from lmxexp.identity import SWEEP_NODES, identity
 from lmxexp.interfaces import Ramp, RunInfo
 from lmxexp.logger.loggers import Loggers
-from lmxexp.model.build import build_model, check_documents
+from lmxexp.model.build import build_model, check_documents, check_positions
 from lmxexp.model.language_model import LanguageModel
 from lmxexp.ops.trees import by_path
 from lmxexp.optim.build import optimizer_of
@@ -133,6 +133,7 @@ def steps_in_parts(
         )
     check_same_data(before, source, f"resume={directory}")
     model = build_model(cfg, vocab_size=source.vocab_size)
+    check_positions(model, settings.seq_len)
     if document_mask := getattr(source, "document_mask", False):
         check_documents(model, compute=True)
     chosen_precision = precision.resolve(settings.precision, on_gpu=device.is_gpu())

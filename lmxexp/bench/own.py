@@ -14,9 +14,9 @@ from omegaconf import DictConfig
 from lmxexp import device
 from lmxexp.bench.measure import Contestant
 from lmxexp.build import build
-from lmxexp.interfaces import Batch, ConfigError, Tokenizer
+from lmxexp.interfaces import Batch, Tokenizer
 from lmxexp.logger.loggers import Loggers
-from lmxexp.model.build import build_model
+from lmxexp.model.build import build_model, check_positions
 from lmxexp.ops.trees import by_path, number
 from lmxexp.optim.build import optimizer_of
 from lmxexp.ramp.build import ramp_of
@@ -77,11 +77,7 @@ class OwnStep(Contestant):
         self.precision = precision.resolve(self.settings.precision, on_gpu=device.is_gpu())
         self.source = RandomTokens(vocab_size, self.settings.batch_size, self.settings.seq_len)
         self.model = build_model(cfg, vocab_size=vocab_size)
-        if self.model.max_len is not None and self.settings.seq_len > self.model.max_len:
-            raise ConfigError(
-                f"train.seq_len={self.settings.seq_len}: the model has positions for {self.model.max_len} tokens "
-                "(model.position.embedding.max_len)"
-            )
+        check_positions(self.model, self.settings.seq_len)
         self._loss = build(cfg.loss)
         self.flops_per_token = self.model.flops_per_token(self.settings.seq_len)
         if self.precision == "bf16":

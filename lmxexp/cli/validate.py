@@ -51,6 +51,12 @@ def check(cfg: DictConfig, overrides: Iterable[str] = (), *, also: tuple[str, ..
         refuse(list(problems.values()))
 
 
+_MENDS = {
+    ("train.batch_size", "auto"): "; train.n_micro=auto computes a batch in as few parts as fit into memory",
+}
+"""What one may have meant by a value that does not fit."""
+
+
 def _check_plain(cfg: DictConfig, problems: dict[str, str]) -> None:
     types = {"seed": int, "tags": list[str], "resume": str | None}
     for key in PLAIN:
@@ -113,6 +119,7 @@ def _check_value(cfg: DictConfig, path: str, annotation: Any, read: ReadSettings
             problems[source] = f"{source}: expected {say(annotation)}, got a node with _target_{via}"
         else:
             problems[source] = f"{_expected(source, plain, annotation)}{via}"
+            problems[source] += _MENDS.get((source, plain), "") if isinstance(plain, str) else ""
             group = source.replace(".", "/")
             if isinstance(plain, str) and conf.is_group(group):  # model.attention=gqa
                 problems[source] += f"; a kind is chosen with a slash: {group}={plain}"

@@ -39,6 +39,18 @@ def check_documents(model: LanguageModel, *, compute: bool) -> None:
         )
 
 
+def check_positions(model: LanguageModel, seq_len: int) -> None:
+    """
+    Raises:
+        ConfigError: the model has fewer positions than a sequence has tokens.
+    """
+    if model.max_len is not None and model.max_len < seq_len:
+        raise ConfigError(
+            f"train.seq_len={seq_len}: the model has positions for {model.max_len} tokens alone: raise "
+            "model.position.embedding.max_len, or take shorter sequences"
+        )
+
+
 def build_model(cfg: DictConfig, *, vocab_size: int) -> LanguageModel:
     """The model that ``cfg`` describes, initialised from ``cfg.seed``.
 

@@ -14,6 +14,7 @@ from lmxexp.model.cache import NoState
 from lmxexp.model.recompute import recomputed
 from lmxexp.ops.cross_entropy import cross_entropy
 from lmxexp.ops.documents import places
+from lmxexp.ops.fused import is_mapped
 from lmxexp.ops.head_loss import head_loss
 from lmxexp.ops.trees import by_path
 
@@ -111,7 +112,8 @@ class LanguageModel(nn.Module):
         aux: Aux = {}
         shared: Shared = {}
         for i, (layer, layer_cache) in enumerate(zip(self.layers, cache or [None] * len(self.layers), strict=True)):
-            if self.remat == "block" and self.training and layer_cache is None:
+            # What is mapped over members cannot be closed over: a population keeps its arrays.
+            if self.remat == "block" and self.training and layer_cache is None and not is_mapped():
                 x, layer_aux = recomputed(layer, x, segment_ids=segment_ids, shared=shared)
             else:
                 x, layer_aux = layer(x, cache=layer_cache, segment_ids=segment_ids, shared=shared)

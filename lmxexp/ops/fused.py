@@ -60,6 +60,11 @@ def mapped() -> Iterator[None]:
         _taken.clear()
 
 
+def is_mapped() -> bool:
+    """Whether what is traced now is within `mapped`."""
+    return bool(_taken)
+
+
 def attention(q: mx.array, k: mx.array, v: mx.array, *, mask: Any = None, sinks: Any = None, **rest: Any) -> mx.array:
     """``mx.fast.scaled_dot_product_attention``: the members join the batch.
 

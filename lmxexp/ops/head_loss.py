@@ -33,7 +33,7 @@ def head_loss(h: mx.array, weight: mx.array, targets: mx.array) -> tuple[mx.arra
         _head_loss(h.reshape(-1, h.shape[-1]), weight, targets.reshape(-1)),
     )
     shape = targets.shape
-    return nll.reshape(shape), log_z.reshape(shape), logits[:, : weight.shape[0]].reshape(*shape, -1)
+    return nll.reshape(shape), log_z.reshape(shape), logits.reshape(*shape, -1)[..., : weight.shape[0]]
 
 
 @own_gradient

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -145,9 +146,8 @@ def _train(population: Population) -> None:
 def _size_within(memory_gb: float, trainer: Trainer) -> int:
     """Members whose steps are estimated to fit; one at least."""
     document_mask = getattr(trainer.source, "document_mask", False)
-    ledger = Ledger(
-        trainer.model, trainer.optimizer, trainer.loss, trainer.settings, trainer.compute_dtype, document_mask
-    )
+    settings = dataclasses.replace(trainer.settings, remat="none")  # see `LanguageModel.hidden`
+    ledger = Ledger(trainer.model, trainer.optimizer, trainer.loss, settings, trainer.compute_dtype, document_mask)
     try:
         step = ledger.of(trainer.settings.parts)
     except ValueError:  # what MLX cannot trace is left to be found out

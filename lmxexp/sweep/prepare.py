@@ -8,8 +8,6 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lmxexp.cli.errors import refuse
-
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
     """Plain containers, interpolations resolved."""
@@ -53,7 +51,7 @@ class Preparation:
             ConfigError: sizes or kinds that do not fit together.
         """
         from lmxexp.build import build
-        from lmxexp.model.build import check_documents
+        from lmxexp.model.build import check_documents, check_positions
         from lmxexp.optim.build import optimizer_of
         from lmxexp.ramp.build import ramp_of
         from lmxexp.train.random_state import get_random_state, set_random_state
@@ -69,8 +67,7 @@ class Preparation:
         random_state = get_random_state()
         build(cfg.train)
         model = build(cfg.model.net)(vocab_size=vocab_size)  # arrays are made when they are looked at: never
-        if model.max_len is not None and model.max_len < cfg.train.seq_len:
-            refuse(f"train.seq_len={cfg.train.seq_len}: the model has positions for {model.max_len} tokens alone")
+        check_positions(model, cfg.train.seq_len)
         if document_mask:
             check_documents(model, compute=False)  # there are no weights
         build(cfg.model.init)

@@ -11,6 +11,7 @@ from lmxexp.interfaces import Batch
 from lmxexp.model.build import build_model
 from lmxexp.ops.trees import by_path
 from lmxexp.optim.build import optimizer_of
+from lmxexp.population.step import PopulationStep
 from lmxexp.train.peak_memory import estimate
 from lmxexp.train.random_state import get_random_state
 from lmxexp.train.step import TrainStep
@@ -86,6 +87,27 @@ def test_the_step_is_the_same(overrides, compile):
 def test_with_documents_and_in_parts():
     plain, again = (trained(step_of(r, compile=False, n_micro=2), segments=True) for r in ("none", "block"))
     assert plain[0] == again[0]
+
+
+def test_members_of_a_population_are_as_without_it():
+    steps = {}
+    for remat in ("none", "block"):
+        cfg = lmxexp.compose([*SMALL, "model.dropout=0.1"])
+        models, optimizers = [], []
+        for seed in (1, 2):
+            cfg.seed = seed
+            models.append(build_model(cfg, vocab_size=V))
+            models[-1].remat = remat
+            models[-1].train()
+            optimizers.append(optimizer_of(cfg))
+            optimizers[-1].init(models[-1].trainable_parameters())
+        keys = [mx.random.key(seed) for seed in (1, 2)]
+        step = PopulationStep(models, optimizers, [build(cfg.loss)] * 2, keys)
+        of_members = list(batches(2, segments=True))
+        steps[remat] = {name: a.tolist() for name, a in step(of_members).items()}, step.state
+    assert steps["none"][0] == steps["block"][0]
+    for name, weights in steps["block"][1]["parameters"].items():
+        assert mx.array_equal(weights, steps["none"][1]["parameters"][name]), name
 
 
 @pytest.mark.parametrize("attention", ["gqa", "mamba2"])
