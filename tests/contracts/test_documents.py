@@ -160,13 +160,13 @@ def test_in_a_population(tmp_path):
     assert_apart_in_a_population(tmp_path, ("position=learned",), n_micro=2)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", [kind for kind in kinds("attention") if f"attention={kind}" not in MIXERS])
 def test_every_other_kind(tmp_path, kind):
     assert_apart(tmp_path, (f"attention={kind}",), n_micro=2, compile=False)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @every_mixer
 def test_compiled_and_in_a_population(tmp_path, overrides):
     compiled, _ = assert_apart(tmp_path, overrides, n_micro=2, compile=True)

@@ -88,8 +88,10 @@ def as_parquet(file: Path) -> Path:
     return file.with_suffix(".parquet")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["json", "parquet"])
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param("json", marks=pytest.mark.exhaustive), pytest.param("parquet", marks=pytest.mark.slow)],
+)
 def test_killed_at_random_moments(tmp_path, kind):
     file = corpus(tmp_path)
     if kind == "parquet":
@@ -157,7 +159,7 @@ print(json.dumps([before * 1024, resident() * 1024, record["train_tokens"]]))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
-@pytest.mark.parametrize("format", ["jsonl", pytest.param("parquet", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("format", ["jsonl", pytest.param("parquet", marks=pytest.mark.exhaustive)])
 def test_memory_does_not_grow_with_the_corpus(tmp_path, format):
     """A hundred times the text that is held at once, and a Parquet file of one row group."""
     import pyarrow as pa

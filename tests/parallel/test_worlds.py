@@ -62,7 +62,7 @@ def test_all_cases(tmp_path):
         assert_close(alone(tmp_path, name, until=5), tmp_path / name)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_four_processes(tmp_path):
     names = ["whole", "sharded-whole"]
     launch(4, "-m", "tests.parallel.ranks", str(tmp_path), *names, cwd=tmp_path)
