@@ -15,7 +15,7 @@ def accuracy(directory, attention, task):
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(900)
 def test_attention_recalls_and_a_fixed_state_falls_behind(tmp_path):
     """MQAR: attention 99 % at 64 tokens and 4 pairs; at 128 tokens and 8 pairs linear attention of the same width, with

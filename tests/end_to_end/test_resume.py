@@ -45,7 +45,12 @@ PAIRS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("choice", PAIRS)
+FURTHER_MIXERS = [choice for choice in PAIRS if choice.startswith("attention=")][1:]
+
+
+@pytest.mark.parametrize(
+    "choice", [pytest.param(c, marks=[pytest.mark.exhaustive] if c in FURTHER_MIXERS else []) for c in PAIRS]
+)
 def test_every_optimizer_and_attention(choice, tmp_path):
     """Stopped by SIGTERM in step 6 of 12, between two checkpoints, with dropout and accumulation on; gone on with in
     another process."""

@@ -19,17 +19,16 @@ ENV = {"OPENBLAS_NUM_THREADS": "1", "WANDB_MODE": "offline", "PYTHONPATH": PYTHO
 GRID = ["attention=gqa,sliding", "seed=1,2"]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("kills", "how", "more"),
     [
-        (20, "all", ["logger=[jsonl,wandb]"]),
-        (5, "all", ["hydra/launcher=subprocess", "hydra.launcher.n_jobs=2"]),
+        pytest.param(20, "all", ["logger=[jsonl,wandb]"], marks=pytest.mark.slow),
+        pytest.param(5, "all", ["hydra/launcher=subprocess", "hydra.launcher.n_jobs=2"], marks=pytest.mark.exhaustive),
         # Its points are left alone, and must not write beside those of the next command.
-        (5, "parent", ["hydra/launcher=subprocess", "hydra.launcher.n_jobs=2"]),
-        (5, "all", ["hydra/sweeper=halving", "hydra.sweeper.factor=2"]),
-        (5, "all", ["hydra/launcher=population", "hydra.launcher.force=true"]),
+        pytest.param(5, "parent", ["hydra/launcher=subprocess", "hydra.launcher.n_jobs=2"], marks=pytest.mark.slow),
+        pytest.param(5, "all", ["hydra/sweeper=halving", "hydra.sweeper.factor=2"], marks=pytest.mark.exhaustive),
+        pytest.param(5, "all", ["hydra/launcher=population", "hydra.launcher.force=true"], marks=pytest.mark.slow),
     ],
     ids=["in process", "subprocesses", "parent of subprocesses", "halving", "population"],
 )
