@@ -239,7 +239,6 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_intermixed_args(argv)
 
     def work() -> None:
-        command.find_modules_here()
         for name in ("steps", "seeds"):
             if getattr(args, name) < 1:
                 errors.refuse(f"--{name}={getattr(args, name)} must be at least 1")
@@ -257,10 +256,7 @@ def main(argv: list[str] | None = None) -> int:
         draw(sizes, args.widths, title, path)
         print(f"the picture is {path}")
 
-    def report(error: Exception) -> None:
-        errors.report(errors.describe(error), error if errors.traceback_wanted(args.overrides) else None)
-
-    return command.run(work, report)
+    return command.run_composed(args.overrides, work)
 
 
 if __name__ == "__main__":

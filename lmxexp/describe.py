@@ -253,7 +253,7 @@ def _training(
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of the command; the exit code."""
-    from lmxexp.cli import command, errors
+    from lmxexp.cli import command
 
     parser = argparse.ArgumentParser(
         prog="python -m lmxexp.describe",
@@ -276,19 +276,14 @@ def main(argv: list[str] | None = None) -> int:
 
             show(description)
 
-    def report(error: Exception) -> None:
-        errors.report(errors.describe(error), error if errors.traceback_wanted(args.overrides) else None)
-
-    return command.run(work, report)
+    return command.run_composed(args.overrides, work)
 
 
 def _describe(args: argparse.Namespace) -> Description:
-    from lmxexp.cli.command import find_modules_here
     from lmxexp.cli.errors import refuse
     from lmxexp.cli.validate import check
     from lmxexp.compose import compose
 
-    find_modules_here()
     if args.vocab is not None and args.vocab < 1:
         refuse(f"--vocab={args.vocab} must be at least 1")
     if args.devices < 1:

@@ -67,7 +67,7 @@ def show(record: Mapping[str, Any], directory: str | None) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of the command; the exit code."""
-    from lmxexp.cli import command, errors
+    from lmxexp.cli import command
 
     parser = argparse.ArgumentParser(
         prog="python -m lmxexp.prepare",
@@ -84,7 +84,6 @@ def main(argv: list[str] | None = None) -> int:
         from lmxexp.cli.validate import check
         from lmxexp.compose import compose
 
-        command.find_modules_here()
         cfg = compose(args.overrides, args.config_dir)
         check(cfg, args.overrides)
         record = prepare(cfg)
@@ -93,10 +92,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             show(record, cfg.data.get("cache_dir"))
 
-    def report(error: Exception) -> None:
-        errors.report(errors.describe(error), error if errors.traceback_wanted(args.overrides) else None)
-
-    return command.run(work, report)
+    return command.run_composed(args.overrides, work)
 
 
 if __name__ == "__main__":

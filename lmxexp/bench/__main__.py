@@ -33,19 +33,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of the command; the exit code, 1 if no step of lmxexp's could be measured."""
-    from lmxexp.cli import command, errors
+    from lmxexp.cli import command
 
     args = parser().parse_intermixed_args(argv)
     _take_overrides_out(args)
 
-    def work() -> int:
-        command.find_modules_here()
-        return _bench(args)
-
-    def report(error: Exception) -> None:
-        errors.report(errors.describe(error), error if errors.traceback_wanted(args.overrides) else None)
-
-    return command.run(work, report)
+    return command.run_composed(args.overrides, lambda: _bench(args))
 
 
 def _bench(args: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from lmxexp.cli import errors
 
@@ -28,6 +28,20 @@ def run(work: Callable[[], int | None], report: Callable[[Exception], None]) -> 
         report(error)
         return 1
     return code or 0
+
+
+def run_composed(overrides: Sequence[str], work: Callable[[], int | None]) -> int:
+    """`run`, of a command that composes a configuration from the user's overrides, and may be asked for tracebacks by
+    one of them."""
+
+    def among_modules_here() -> int | None:
+        find_modules_here()
+        return work()
+
+    def report(error: Exception) -> None:
+        errors.report(errors.describe(error), error if errors.traceback_wanted(overrides) else None)
+
+    return run(among_modules_here, report)
 
 
 def find_modules_here() -> None:

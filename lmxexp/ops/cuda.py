@@ -72,6 +72,11 @@ def per_pack(dtype: mx.Dtype) -> int:
     return 16 // dtype.size
 
 
+def takes_rows(width: int, dtype: mx.Dtype) -> bool:
+    """Whether a kernel may be called now for rows of ``width`` elements, each of which begins where a pack may."""
+    return usable() and width % per_pack(dtype) == 0
+
+
 class Kernel:
     """A CUDA kernel, compiled where it is first called.
 

@@ -67,15 +67,6 @@ def is_ours(x: mx.array, largest: float = math.inf) -> bool:
     return x.dtype == mx.float32 and x.size <= largest and is_slow() and not own_gradient.plain
 
 
-def _mapped_along_the_first(function: own_gradient) -> None:
-    """What is mapped over becomes the first axis, which is none of the function's own."""
-
-    def rule(x: mx.array, axis: int) -> tuple[mx.array, int]:
-        return function(mx.moveaxis(x, axis, 0)), 0
-
-    function.vmap(rule)
-
-
 @own_gradient
 def _sigmoid(x: mx.array) -> mx.array:
     return 1.0 / (1.0 + exp_within(mx.minimum(mx.maximum(-x, LOWEST), _HIGHEST)))
@@ -109,7 +100,7 @@ def _logsumexp_gradient(x: mx.array, gradient: mx.array, log_z: mx.array) -> mx.
 
 
 for _function in (_sigmoid, _softmax, _logsumexp):
-    _mapped_along_the_first(_function)
+    _function.takes_leading_axes()
 
 
 def _exp_of_difference(x: mx.array, highest: mx.array) -> mx.array:

@@ -66,7 +66,7 @@ def _head_loss_vjp(primals, cotangents, outputs):
 
 
 # Every member has a matrix of its own; all that follows takes leading axes.
-_head_loss.joined(lambda n, *own: _head_loss(*own))
+_head_loss.takes_leading_axes()
 
 
 def _padded(weight: mx.array) -> mx.array:
@@ -88,7 +88,7 @@ def _column_parts(logits: mx.array) -> list[tuple[int, int]]:
 def _log_z(logits: mx.array, n_logits: int) -> mx.array:
     """``(..., N, W) -> (..., N)`` fp32, of the first ``n_logits`` columns."""
     *lead, width = logits.shape
-    if cuda.usable() and width % cuda.per_pack(logits.dtype) == 0:
+    if cuda.takes_rows(width, logits.dtype):
         sizes = mx.array([n_logits, width], mx.int32)
         return _LOG_Z(logits, sizes, blocks=math.prod(lead), typed=logits.dtype, shapes=[lead], dtypes=[mx.float32])[0]
     return mx.logsumexp(logits[..., :n_logits].astype(mx.float32), axis=-1)
@@ -97,7 +97,7 @@ def _log_z(logits: mx.array, n_logits: int) -> mx.array:
 def _logit_gradient(logits, log_z, targets, of_nll, of_log_z, first: int, count: int, n_logits: int) -> mx.array:
     """``(..., N, count)``: of the columns from ``first`` on, in the type of the logits."""
     of_both = of_nll + of_log_z
-    if cuda.usable() and logits.shape[-1] % cuda.per_pack(logits.dtype) == 0:
+    if cuda.takes_rows(logits.shape[-1], logits.dtype):
         lead = logits.shape[:-1]
         sizes = mx.array([n_logits, logits.shape[-1], first, count], mx.int32)
         return _GRADIENT(

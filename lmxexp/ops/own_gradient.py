@@ -40,6 +40,10 @@ class own_gradient:
         self._with_gradient.vmap(replaced)
         return rule
 
+    def takes_leading_axes(self) -> None:
+        """The rule of a function whose arrays may all have more axes in front: what is mapped over is one of them."""
+        self.joined(lambda n, *own: self(*own))
+
     def joined(self, join: Callable[..., Any]) -> None:
         """A rule for ``mx.vmap``: ``join(n, *inputs)`` of inputs that all have an axis of the ``n`` members in front
         gives outputs that have."""

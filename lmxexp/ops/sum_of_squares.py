@@ -11,7 +11,7 @@ _PER_BLOCK = 1 << 15
 """Elements that one block of threads adds up."""
 
 _AT_ONCE = 256
-"""Arrays of one call: a kernel takes 4 KB of arguments, with the length of each array 16 bytes for one."""
+"""Arrays of one call: a kernel takes 4 KB of arguments, and a pointer is 8 bytes of them."""
 
 
 def sum_of_squares(arrays: Sequence[mx.array]) -> mx.array:

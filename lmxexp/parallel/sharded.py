@@ -13,6 +13,7 @@ from mlx.utils import tree_unflatten
 
 from lmxexp.interfaces import Aux, ConfigError
 from lmxexp.model.language_model import LanguageModel
+from lmxexp.ops.sum_of_squares import sum_of_squares
 from lmxexp.ops.trees import by_path
 from lmxexp.optim.build import leaf_optimizers
 from lmxexp.parallel.averaged import Averaged
@@ -88,11 +89,9 @@ class Sharded(Averaged):
 
     def norm(self, gradient: Any) -> mx.array:
         # MLX's clip_grad_norm_sharded squares in the gradients' type, and counts what every rank has whole repeatedly.
-        squares = {True: mx.array(0.0), False: mx.array(0.0)}
-        for path, g in by_path(gradient).items():
-            in_parts = path in self._axes["model"]
-            squares[in_parts] = squares[in_parts] + g.astype(mx.float32).square().sum()
-        return mx.sqrt(self._sum(squares[True]) + squares[False])
+        arrays, axes = by_path(gradient), self._axes["model"]
+        in_parts = sum_of_squares([g for path, g in arrays.items() if path in axes])
+        return mx.sqrt(self._sum(in_parts) + sum_of_squares([g for path, g in arrays.items() if path not in axes]))
 
     def whole(self, parameters: Any) -> Any:
         return tree_unflatten([(path, self._gathered("model", path, a)) for path, a in by_path(parameters).items()])

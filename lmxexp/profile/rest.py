@@ -38,7 +38,7 @@ def update_rows(trainer: Trainer, step: TrainStep, arrays: dict[str, mx.array]) 
     rows: list[Row] = []
     state = [step.model.state, step.optimizer.state, STATE]
     compiled: Any = _compiled(step, state)
-    gradient, loss, aux = compiled(lambda arrays: step._gradient(arrays, across=False)[1:])(arrays)
+    gradient, loss, aux = compiled(lambda arrays: step._gradient(arrays)[1:])(arrays)
     mx.eval(gradient, loss, aux, step.state)
     n_micro = parts(trainer)
     if n_micro == 1:

@@ -14,6 +14,7 @@ from mlx.utils import tree_unflatten
 
 from lmxexp.interfaces import Aux
 from lmxexp.model.language_model import LanguageModel
+from lmxexp.ops.sum_of_squares import sum_of_squares
 from lmxexp.ops.trees import by_path
 
 Shape = tuple[int, ...]
@@ -99,10 +100,7 @@ class StandIn:
         return gradient, loss, aux
 
     def norm(self, gradient: Any) -> mx.array:
-        total = mx.array(0.0)
-        for a in by_path(gradient).values():
-            total = total + a.astype(mx.float32).square().sum()
-        return mx.sqrt(total)
+        return mx.sqrt(sum_of_squares(list(by_path(gradient).values())))
 
     def stop(self) -> mx.array:
         return mx.array(0.0)
