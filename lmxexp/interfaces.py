@@ -337,7 +337,11 @@ class Logger(Protocol):
 
 class Callback(Protocol):
     """Work between steps. Called after every ``every`` steps (0: never in between) and, with ``at_end``, once more
-    after the last step if that was not one of them. The metrics that it returns are logged."""
+    after the last step if that was not one of them. The metrics that it returns are logged.
+
+    One that reads neither weights, optimizer nor random state, but clocks or scalars, may say so with
+    ``reads_state = False``: then the device need not wait for it with the next step.
+    """
 
     every: int
     at_end: bool

@@ -106,6 +106,7 @@ class OwnStep(Contestant):
 
     def run(self, n_steps: int) -> list[float]:
         losses = []
+        self._trainer.end = self._trainer.step + n_steps
         for _ in range(n_steps):
             stepped = self._compute()
             self._trainer.progress.step += 1

@@ -19,6 +19,7 @@ class Memory:
 
     at_end = True
     after_log = False
+    reads_state = False
 
     def __init__(self, every: int):
         self.every = every

@@ -24,88 +24,88 @@ def embed(table: mx.array, ids: mx.array) -> mx.array:
     Shapes:
         table ``(V, D)``, ids ``(...)`` int; returns ``(..., D)``.
     """
-    return cast(mx.array, _embed(table, ids)) if mx.default_device() == mx.gpu else table[ids]
+    if mx.default_device() != mx.gpu:
+        return table[ids]
+    return cast(mx.array, _embed(table[None], ids.reshape(1, -1))).reshape(*ids.shape, -1)
 
 
 def sum_rows(rows: mx.array, ids: mx.array, n: int) -> mx.array:
-    """The sum of the rows of each id, always added in the same order.
+    """The sum of the rows of each id, always added in the same order; of each of P members by itself.
 
-    For a small table as a product with one-hot vectors. For a large one, sorted by id and summed by doubling steps
+    For small tables as a product with one-hot vectors. For large ones, sorted by id and summed by doubling steps
     within each run of equal ids (Hillis & Steele 1986, "Data Parallel Algorithms"), in fp32. On CUDA a block of threads
     goes through each run.
 
     Shapes:
-        rows ``(T, D)``, ids ``(T,)`` int in [0, n); returns ``(n, D)`` in the type of the rows.
+        rows ``(P, T, D)``, ids ``(P, T)`` int in [0, n); returns ``(P, n, D)`` in the type of the rows.
 
     Cost:
         Linear in T times log T; 3.0 ms for 32,768 rows of 768 and 50,304 ids on an H200, where the unordered sum
         takes 1.1 ms.
     """
-    if cuda.takes_rows(rows.shape[1], rows.dtype) and ids.size * n > _ONE_HOT_LIMIT_BESIDE_A_KERNEL:
-        order = mx.argsort(ids)
-        sizes = mx.array([ids.size, rows.shape[1]], mx.int32)
-        return _SUM_ROWS(
-            *(rows, order.astype(mx.int32), ids[order].astype(mx.int32), sizes),
+    P, T, D = rows.shape
+    has_kernel = cuda.takes_rows(D, rows.dtype)
+    if ids.size * n <= (_ONE_HOT_LIMIT_BESIDE_A_KERNEL if has_kernel else ONE_HOT_LIMIT):
+        # A product for each member: in one for all, the zeros of one would meet the NaN of another that diverges.
+        one_hot = (ids[:, None] == mx.arange(n)[:, None]).astype(rows.dtype)
+        return one_hot @ rows
+    ids, rows = _below_each_other(ids, n), rows.reshape(-1, D)
+    order = mx.argsort(ids)
+    if has_kernel:
+        sums = _SUM_ROWS(
+            *(rows, order.astype(mx.int32), ids[order].astype(mx.int32), mx.array([ids.size, D], mx.int32)),
             blocks=ids.size,
             typed=rows.dtype,
-            shapes=[(n, rows.shape[1])],
+            shapes=[(P * n, D)],
             dtypes=[rows.dtype],
             init_value=0.0,
         )[0]
-    if ids.size * n <= ONE_HOT_LIMIT:
-        one_hot = (ids[None] == mx.arange(n)[:, None]).astype(rows.dtype)
-        return one_hot @ rows
-    order = mx.argsort(ids)
+        return sums.reshape(P, n, D)
     ids, sums = ids[order], rows[order].astype(mx.float32)
     for i in range(math.ceil(math.log2(ids.size))):
         reach = 1 << i
         same = (ids[reach:] == ids[:-reach])[:, None]
         sums = mx.concatenate([sums[:reach], sums[reach:] + mx.where(same, sums[:-reach], 0.0)])
     last_of_its_run = mx.concatenate([ids[1:] != ids[:-1], mx.array([True])])
-    table = mx.zeros((n + 1, rows.shape[1]), mx.float32)
-    table[mx.where(last_of_its_run, ids, n)] = sums  # every row but the last lands on the spare one
-    return table[:n].astype(rows.dtype)
+    table = mx.zeros((P * n + 1, D), mx.float32)
+    table[mx.where(last_of_its_run, ids, P * n)] = sums  # every row but the last lands on the spare one
+    return table[:-1].astype(rows.dtype).reshape(P, n, D)
+
+
+def _below_each_other(ids: mx.array, n: int) -> mx.array:
+    """``(P, T)`` rows of P tables of n rows to ``(P T,)`` rows of the tables one below the other."""
+    return (ids + (mx.arange(ids.shape[0]) * n).astype(ids.dtype)[:, None]).reshape(-1)
 
 
 @own_gradient
-def _embed(table: mx.array, ids: mx.array) -> mx.array:
-    if cuda.takes_rows(table.shape[1], table.dtype):
-        packs = ids.size * (table.shape[1] // cuda.per_pack(table.dtype))
-        sizes = mx.array([ids.size, table.shape[1]], mx.int32)
-        shape = (*ids.shape, table.shape[1])
-        return _ROWS(
-            *(table, ids.astype(mx.int32), sizes),
-            blocks=-(-packs // cuda.BLOCK),
-            typed=table.dtype,
-            shapes=[shape],
-            dtypes=[table.dtype],
-        )[0]
-    return table[ids]
+def _embed(tables: mx.array, ids: mx.array) -> mx.array:
+    """``(P, V, D)`` and ``(P, T)`` to ``(P, T, D)``."""
+    P, V, D = tables.shape
+    ids, table = _below_each_other(ids, V), tables.reshape(-1, D)
+    if not cuda.takes_rows(D, table.dtype):
+        return table[ids].reshape(P, -1, D)
+    packs = ids.size * (D // cuda.per_pack(table.dtype))
+    rows = _ROWS(
+        *(table, ids.astype(mx.int32), mx.array([ids.size, D], mx.int32)),
+        blocks=-(-packs // cuda.BLOCK),
+        typed=table.dtype,
+        shapes=[(ids.size, D)],
+        dtypes=[table.dtype],
+    )[0]
+    return rows.reshape(P, -1, D)
 
 
 @_embed.vjp
 def _embed_vjp(primals, cotangent, output):
-    table, ids = primals
-    rows = cotangent.reshape(-1, table.shape[1])
-    return sum_rows(rows, ids.reshape(-1), table.shape[0]), mx.zeros_like(ids)
+    tables, ids = primals
+    return sum_rows(cotangent, ids, tables.shape[1]), mx.zeros_like(ids)
 
 
 @_embed.joined
 def _embed_of_several(n: int, tables: mx.array, ids: mx.array) -> mx.array:
     # Without a rule the gradient of what is mapped would be MLX's own.
-    if not cuda.on_cuda():
-        return cast(mx.array, _of_several(tables, ids))
-    # One kernel for all: the members' tables one below the other.
-    first = mx.arange(n).astype(ids.dtype) * tables.shape[1]
-    return cast(mx.array, _embed(tables.reshape(-1, tables.shape[2]), ids + first.reshape(n, *(1,) * (ids.ndim - 1))))
-
-
-_of_several = own_gradient(mx.vmap(_embed.function))
-
-
-@_of_several.vjp
-def _of_several_vjp(primals, cotangent, output):
-    return mx.vmap(_embed_vjp, in_axes=((0, 0), 0, 0))(primals, cotangent, output)
+    rows = cast(mx.array, _embed(mx.flatten(tables, 0, 1), mx.flatten(ids, 0, 1)))
+    return mx.unflatten(rows, 0, (n, -1))
 
 
 _ROWS = cuda.Kernel(

@@ -69,20 +69,22 @@ _SILU_GRADIENT = cuda.Kernel(
     constexpr int W = Pack<T>::size;
     const long long i = (static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x) * W, n = size[0];
     if (i >= n) return;
-    Pack<T> a, b, g;
+    Pack<T> a = {}, b = {}, g = {};
     const bool whole = i + W <= n;
     if (whole) {
       a = load_pack(gate + i);
       b = load_pack(up + i);
       g = load_pack(gradient + i);
     } else {
-      for (int k = 0; k < n - i; k++) {
+      for (int k = 0; k < W; k++) {
+        if (i + k >= n) break;
         a.values[k] = gate[i + k];
         b.values[k] = up[i + k];
         g.values[k] = gradient[i + k];
       }
     }
-    for (int k = 0; k < (whole ? W : static_cast<int>(n - i)); k++) {
+    // Always W times: of a loop whose length is not known, the packs would lie in memory instead of registers.
+    for (int k = 0; k < W; k++) {
       const float x = static_cast<float>(a.values[k]), d = static_cast<float>(g.values[k]);
       const float s = 1.0f / (1.0f + __expf(-x));
       a.values[k] = static_cast<T>(d * static_cast<float>(b.values[k]) * s * (1.0f + x * (1.0f - s)));
@@ -92,7 +94,8 @@ _SILU_GRADIENT = cuda.Kernel(
       store_pack(of_gate + i, a);
       store_pack(of_up + i, b);
     } else {
-      for (int k = 0; k < n - i; k++) {
+      for (int k = 0; k < W; k++) {
+        if (i + k >= n) break;
         of_gate[i + k] = a.values[k];
         of_up[i + k] = b.values[k];
       }

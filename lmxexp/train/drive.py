@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import mlx.core as mx
 
 if TYPE_CHECKING:
+    from lmxexp.interfaces import Batch, Stage
     from lmxexp.train.step import TrainStep
     from lmxexp.train.trainer import Trainer
 
@@ -27,6 +29,9 @@ class Stepped:
     scalars: dict[str, mx.array]
     """Evaluated."""
     seconds: float
+    """From the end of the step before it, or from its own beginning if that is later."""
+    waited: float = 0.0
+    """Of these, for its batch."""
 
 
 Steps = Generator["Trainer", Stepped, T]
@@ -60,28 +65,73 @@ def alone(steps: Steps[T], trainer: Trainer | None = None) -> T:
 class Alone:
     """Computes the steps of one run on this process's device, each time it is called one.
 
-    While the device computes, the host makes the batch of the next step.
+    The device always has a step to compute while the host looks at the one before: a step is begun before the scalars
+    of the last are read, unless something may look at the state between the two (`Trainer.goes_on`). Its batch is made
+    on a thread of its own, one step earlier.
 
     Args:
-        trainer: its ``step`` says which batch comes next; whoever calls counts it on.
+        trainer: its ``step`` says which step comes next; whoever calls counts it on.
     """
 
     def __init__(self, trainer: Trainer):
         self._trainer = trainer
         self._step: TrainStep | None = None
+        self._batches = _Batches(trainer)
+        self._under_way: _UnderWay | None = None
+        self._compiled: Stage | None = None
+        self._done_at = 0.0
 
     def __call__(self) -> Stepped:
         trainer = self._trainer
+        this, self._under_way = self._under_way or self._begin(trainer.step), None
+        trainer.ahead = False
+        # Not while shapes are new: the time that the compiler takes would be that of the step before.
+        if trainer.stage(trainer.step) == self._compiled and trainer.goes_on():
+            self._under_way, trainer.ahead = self._begin(trainer.step + 1), True
+        mx.eval(this.scalars)
+        self._compiled = trainer.stage(trainer.step)
+        begun, self._done_at = max(this.begun, self._done_at), time.perf_counter()
+        return Stepped(this.scalars, self._done_at - begun, this.waited)
+
+    def _begin(self, step: int) -> _UnderWay:
+        begun = time.perf_counter()
         if self._step is None:
-            self._step, self._batch = trainer.make_step(), trainer.batch(trainer.step)
-        start = time.perf_counter()
-        scalars = self._step(self._batch)
+            self._step = self._trainer.make_step()
+        batch, waited = self._batches(step)
+        scalars = self._step(batch)
         mx.async_eval(scalars, self._step.state)
-        self._batch = trainer.batch(trainer.step + 1)  # on the host, while the device computes
-        # The scalars are known before the update is through: the device goes on while the host looks.
-        mx.eval(scalars)
-        return Stepped(scalars, time.perf_counter() - start)
+        return _UnderWay(scalars, begun, waited)
 
     def forget(self) -> None:
         """Let go of the run and its state."""
-        del self._trainer, self._step
+        self._batches.close()
+        del self._trainer, self._step, self._batches, self._under_way
+
+
+@dataclass(frozen=True)
+class _UnderWay:
+    scalars: dict[str, mx.array]
+    begun: float
+    waited: float
+
+
+class _Batches:
+    """A run's batches, the next of which is made while the device computes."""
+
+    def __init__(self, trainer: Trainer):
+        self._trainer = trainer
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._next: tuple[int, Future[Batch]] | None = None
+
+    def __call__(self, step: int) -> tuple[Batch, float]:
+        """The batch of a step, and the seconds that it was waited for."""
+        if self._next is None or self._next[0] != step:
+            self._next = step, self._thread.submit(self._trainer.batch, step)
+        start = time.perf_counter()
+        batch = self._next[1].result()
+        waited = time.perf_counter() - start
+        self._next = step + 1, self._thread.submit(self._trainer.batch, step + 1)
+        return batch, waited
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)

@@ -23,10 +23,11 @@ class Progress:
 @dataclass
 class StepClock:
     """Time spent in training steps, without evaluation, logging, checkpoints, and without the first step of each stage
-    in the process, which compiles. What the device still has to do when the scalars are known counts for the next
-    step."""
+    in the process, which compiles."""
 
     seconds: float = 0.0
+    waited: float = 0.0
+    """Of these, for batches that were not ready when their step could have begun."""
     steps_of: Counter[Stage] = field(default_factory=Counter)
     """Steps that are in ``seconds``, by their stage."""
     first_step_seconds: float | None = None
@@ -50,12 +51,13 @@ class StepClock:
         """All that are in ``seconds``."""
         return self.steps_of.total()
 
-    def add(self, seconds: float, stage: Stage) -> None:
+    def add(self, seconds: float, stage: Stage, waited: float = 0.0) -> None:
         if self.first_step_seconds is None:
             self.first_step_seconds, self.first_step_at = seconds, time.perf_counter()
             self._first = stage
         if stage in self._compiled:
             self.seconds += seconds
+            self.waited += waited
             self._seconds_of_first += seconds if stage == self._first else 0.0
             self.steps_of[stage] += 1
         self._compiled.add(stage)

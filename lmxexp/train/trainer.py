@@ -83,6 +83,10 @@ class Trainer:
         self.peak_flops, self.devices = peak_flops, devices
         self._stop_asked = False
         """Of several devices: by any, as all of them know."""
+        self.end = 0
+        """The step that `steps` goes to."""
+        self.ahead = False
+        """Whether the step after the next one has been begun: the state is no longer that of `step`."""
         world = 1 if devices is None else devices.size
         self._own_stages = [Stage(s.start, s.batch_size // world, s.seq_len) for s in ramp.stages]
         self._n_parts = n_parts(self._own_stages, settings.parts)
@@ -154,7 +158,7 @@ class Trainer:
         for stage in self.ramp.stages if self.settings.self_test else ():
             self_test(
                 self.make_step,
-                [self.batch(step) for step in range(stage.start, stage.start + 2) if self._stage(step) == stage],
+                [self.batch(step) for step in range(stage.start, stage.start + 2) if self.stage(step) == stage],
                 dropout=self._draws_random_numbers(),
                 tolerance=1e-4 if self.precision == "fp32" else 3e-2,
             )
@@ -162,13 +166,14 @@ class Trainer:
             try:
                 if self.progress.unlogged is not None:  # stopped between a step and its line in the log
                     self._report(self.progress.unlogged)
-                end = self.settings.steps if until is None else min(until, self.settings.steps)
-                while self.step < end:
-                    self.stop_if_asked()
+                self.end = self.settings.steps if until is None else min(until, self.settings.steps)
+                while self.step < self.end:
+                    if not self.ahead:
+                        self.stop_if_asked()
                     if self.devices is not None:
                         self.devices.ask_to_stop(self.signals.received is not None)
                     stepped = yield self
-                    self.clock.add(stepped.seconds, self._stage(self.step))
+                    self.clock.add(stepped.seconds, self.stage(self.step), stepped.waited)
                     self._after_step(stepped.scalars)
                 if self.step < self.settings.steps:
                     self._pause()
@@ -177,6 +182,17 @@ class Trainer:
                 self.save_checkpoint()
                 return "stopped"
         return "ok"
+
+    def goes_on(self) -> bool:
+        """Whether the step after the next one may be begun before the next one's scalars are known: nothing looks at
+        the state between them, nor is the run asked to stop."""
+        after = self.step + 1
+        return (
+            after < self.end
+            and self.stage(after) == self.stage(self.step)
+            and not self._should_stop()
+            and not any(self._is_due(c, after) for c in self.callbacks.values() if getattr(c, "reads_state", True))
+        )
 
     def _pause(self) -> None:
         self._fetch_state()
@@ -206,21 +222,22 @@ class Trainer:
     def _size_of_step(self) -> dict[str, float]:
         """As a metric, of the step that was done last, where steps differ in it."""
         grows = self.ramp.grows
-        return {} if grows is None else {f"train/{grows}": float(getattr(self._stage(self.step - 1), grows))}
+        return {} if grows is None else {f"train/{grows}": float(getattr(self.stage(self.step - 1), grows))}
 
     def _seen(self) -> dict[str, float]:
         """As metrics, what of each source of a mixture the run has trained on."""
         seen: Callable[[int], dict[str, float]] | None = getattr(self.source, "seen", None)
         return {} if seen is None else {f"data/{name}": value for name, value in seen(self.tokens).items()}
 
-    def _stage(self, step: int) -> Stage:
+    def stage(self, step: int) -> Stage:
+        """The shape that step number ``step``, from 0, has."""
         return stage_of(self.ramp.stages, step)
 
     def _report(self, metrics: dict[str, float]) -> None:
         """Callbacks, then the line in the log, then what must not stand without that line."""
         self.progress.unlogged = dict(metrics)
-        due = [c for c in self.callbacks.values() if self._is_due(c)]
-        if due:
+        due = [c for c in self.callbacks.values() if self._is_due(c, self.step)]
+        if any(getattr(c, "reads_state", True) for c in due):
             self._fetch_state()
         for callback in due:
             if not callback.after_log:
@@ -239,10 +256,10 @@ class Trainer:
             self.fetch()
             self.fetched_at = self.step
 
-    def _is_due(self, callback: Callback) -> bool:
-        if self.step == self.settings.steps and callback.at_end:
+    def _is_due(self, callback: Callback, step: int) -> bool:
+        if step == self.settings.steps and callback.at_end:
             return True
-        return callback.every > 0 and self.step % callback.every == 0
+        return callback.every > 0 and step % callback.every == 0
 
     def evaluate(self) -> dict[str, float]:
         """Metrics over the whole validation split, of `evaluated_weights`; the best so far is noted."""

@@ -17,7 +17,7 @@ def test_sums(limit, n_rows, n_ids, monkeypatch):
     rows = mx.random.normal((n_rows, 3), key=mx.random.key(2))
     want = np.zeros((n_ids, 3))
     np.add.at(want, np.array(ids), np.array(rows, dtype=np.float64))
-    got = np.array(mx.compile(lambda r, i: sum_rows(r, i, n_ids))(rows, ids))
+    got = np.array(mx.compile(lambda r, i: sum_rows(r, i, n_ids))(rows[None], ids[None]))[0]
     assert np.abs(got - want).max() < 1e-5 * max(1.0, np.abs(want).max())
 
 
@@ -29,7 +29,8 @@ def test_gradient(limit, monkeypatch):
     ids = mx.random.randint(0, 11, (3, 50), key=mx.random.key(4))
     loss = lambda look_up: lambda t: (look_up(t, ids) ** 3).sum()
     want = mx.grad(loss(lambda t, i: t[i]))(table)
-    draws = [mx.grad(loss(module._embed))(table) for _ in range(5)]
+    ours = lambda t, i: module._embed(t[None], i.reshape(1, -1)).reshape(*i.shape, -1)
+    draws = [mx.grad(loss(ours))(table) for _ in range(5)]
     assert mx.abs(draws[0] - want).max().item() < 1e-4
     assert all(mx.array_equal(d, draws[0]).item() for d in draws)
     assert mx.array_equal(embed(table, ids), table[ids]).item()
@@ -46,10 +47,21 @@ def test_mapped_it_keeps_its_gradient(limit, shared, monkeypatch):
     table, ids = (x[0] if axis is None else x for x, axis in zip((table, ids), axes, strict=True))
     sums = []
     monkeypatch.setattr(module, "sum_rows", lambda *args: sums.append(args) or sum_rows(*args))
-    of_one = lambda t, i: (module._embed(t, i) ** 3).sum()
+    of_one = lambda t, i: (module._embed(t[None], i.reshape(1, -1)) ** 3).sum()
     got = mx.grad(lambda t: mx.vmap(of_one, in_axes=axes)(t, ids).sum())(table)
     assert len(sums) == 1
     one = lambda x, i, axis: x if axis is None else x[i]
     each = [mx.grad(of_one)(one(table, i, axes[0]), one(ids, i, axes[1])) for i in range(3)]
     want = sum(each) if axes[0] is None else mx.stack(each)
     assert mx.abs(got - want).max().item() <= (1e-4 if axes[0] is None else 0.0)
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 26], ids=["by runs", "one-hot"])
+def test_one_member_s_nan_stays_its_own(limit, monkeypatch):
+    monkeypatch.setattr(module, "ONE_HOT_LIMIT", limit)
+    rows = mx.random.normal((3, 20, 4), key=mx.random.key(7))
+    ids = mx.random.randint(0, 5, (3, 20), key=mx.random.key(8))
+    lost = mx.where(mx.arange(3)[:, None, None] == 1, mx.nan, rows)
+    got, want = sum_rows(lost, ids, 5), sum_rows(rows, ids, 5)
+    assert mx.isnan(got[1]).any().item()
+    assert mx.array_equal(got[::2], want[::2]).item()
