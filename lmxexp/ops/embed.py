@@ -43,7 +43,7 @@ def sum_rows(rows: mx.array, ids: mx.array, n: int) -> mx.array:
         Linear in T times log T; 3.0 ms for 32,768 rows of 768 and 50,304 ids on an H200, where the unordered sum
         takes 1.1 ms.
     """
-    P, T, D = rows.shape
+    P, _, D = rows.shape
     has_kernel = cuda.takes_rows(D, rows.dtype)
     if ids.size * n <= (_ONE_HOT_LIMIT_BESIDE_A_KERNEL if has_kernel else ONE_HOT_LIMIT):
         # A product for each member: in one for all, the zeros of one would meet the NaN of another that diverges.

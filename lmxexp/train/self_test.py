@@ -15,8 +15,12 @@ class SelfTestError(RuntimeError):
     """The compiled step is not the step that was written."""
 
 
-def self_test(make_step: Any, batches: Sequence[Batch], *, dropout: bool, tolerance: float) -> None:
+def self_test(make_step: Any, batches: Sequence[Batch], *, dropout: bool, exact: bool) -> None:
     """Steps compiled and plain, from the same state: equal losses and parameters; and dropout that differs.
+
+    In fp32 no element may differ by more than 1e-4 of the largest. In bf16 the sign of a gradient that is next to
+    nothing is a matter of rounding, and Adam makes a whole step of it: there elements may differ by 3e-2 of what they
+    are, on average.
 
     Model, optimizer and random state are as before when it returns.
 
@@ -24,11 +28,12 @@ def self_test(make_step: Any, batches: Sequence[Batch], *, dropout: bool, tolera
         make_step: ``make_step(compile=bool) -> TrainStep`` over one model and optimizer.
         batches: of one shape, a step each; two show that the state is carried on.
         dropout: whether the model draws random numbers in training.
-        tolerance: relative; rounding of the compute type.
+        exact: whether the steps compute in fp32.
 
     Raises:
         SelfTestError: what differs, and by how much.
     """
+    size, tolerance = (mx.max, 1e-4) if exact else (mx.mean, 3e-2)
     plain, compiled = make_step(compile=False), make_step(compile=True)
     start = Snapshot(plain.model, plain.optimizer)
     try:
@@ -37,7 +42,7 @@ def self_test(make_step: Any, batches: Sequence[Batch], *, dropout: bool, tolera
         actual = _steps(compiled, batches)
         for name, want in expected.items():
             got = actual[name]
-            error = number(mx.abs(got - want).max()) / (number(mx.abs(want).max()) + 1e-6)
+            error = number(size(mx.abs(got - want))) / (number(size(mx.abs(want))) + 1e-6)
             if not error <= tolerance:
                 raise SelfTestError(f"compiled and plain step differ in {name} by {error:.2g} (relative)")
         if dropout:

@@ -160,7 +160,7 @@ class Trainer:
                 self.make_step,
                 [self.batch(step) for step in range(stage.start, stage.start + 2) if self.stage(step) == stage],
                 dropout=self._draws_random_numbers(),
-                tolerance=1e-4 if self.precision == "fp32" else 3e-2,
+                exact=self.precision == "fp32",
             )
         with self.signals:
             try:

@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from lmxexp.ops import cuda, fused
+from lmxexp.ops import cuda, fused, rms_norm
 from lmxexp.ops.embed import embed, sum_rows
 from lmxexp.ops.gated import _gated
 from lmxexp.ops.head_loss import head_loss
@@ -164,3 +164,38 @@ def test_the_switch_and_what_is_under_vmap(monkeypatch):
     assert cuda.usable()
     monkeypatch.setenv("LMXEXP_CUDA_KERNELS", "0")
     assert not cuda.on_cuda()
+
+
+@needs_cuda
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+@pytest.mark.parametrize("shape", [(2, 33, 256), (3, 1000, 768), (5, 1024), (7, 100), (2, 2048)])
+@pytest.mark.parametrize("beside", [False, True])
+def test_rms_norm(beside_its_twin, shape, beside, dtype, tolerance):
+    x, weight = random(*shape, dtype=dtype), random(shape[-1], dtype=dtype, seed=1)
+    c, d = random(*shape, seed=2), random(*shape, seed=3)
+
+    def loss(x, weight):
+        if not beside:
+            return (rms_norm.rms_norm(x, weight, 1e-5) * c).sum()
+        x, y = rms_norm.branch(x, weight, 1e-5)
+        return (y * c).sum() + (x * d).sum()
+
+    beside_its_twin(lambda: list(mx.compile(mx.grad(loss, argnums=(0, 1)))(x, weight)), tolerance)
+
+
+@needs_cuda
+@pytest.mark.parametrize("beside", [False, True])
+def test_gradient_of_rms_norm(beside):
+    """Against float64."""
+    x, weight, c, d = random(50, 768), random(768, seed=1), random(50, 768, seed=2), random(50, 768, seed=3)
+
+    def loss(x, weight):
+        x, y = rms_norm.branch(x, weight, 1e-3)
+        return (y * c).sum() + ((x * d).sum() if beside else 0.0)
+
+    got = mx.grad(loss, argnums=(0, 1))(x, weight)
+    a, w, g, s = (np.array(v, np.float64) for v in (x, weight, c, d))
+    r = 1 / np.sqrt((a * a).mean(-1, keepdims=True) + 1e-3)
+    of_x = g * w * r - a * r**3 * (g * w * a).mean(-1, keepdims=True) + (s if beside else 0.0)
+    for ours, want in zip(got, (of_x, (g * a * r).sum(0)), strict=True):
+        assert np.abs(np.array(ours) - want).max() < 1e-5 * np.abs(want).max()

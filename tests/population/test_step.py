@@ -86,11 +86,18 @@ def assert_members(common, own=OWN, tolerance=0.0, but=(), **settings):
 
 
 ROUNDING = rounding(0.0)
+IN_BF16 = rounding(0.0, 2e-2)
+"""Of Muon's products, which are in bf16 unless told otherwise."""
 
 
 @pytest.mark.parametrize("optim", ["adamw", "adam", "lion", "muon", "sgd", "adafactor"])
 def test_optimizers(optim):
-    assert_members([f"optim={optim}", "model.dropout=0.1"], tolerance=ROUNDING)
+    tolerance = IN_BF16 if optim == "muon" else ROUNDING
+    assert_members([f"optim={optim}", "model.dropout=0.1"], tolerance=tolerance)
+
+
+def test_muon_in_fp32():
+    assert_members(["optim=muon", "optim.ns_precision=fp32"], tolerance=rounding(0.0, 1e-3))
 
 
 @pytest.mark.parametrize(
@@ -134,7 +141,10 @@ def test_without_clipping():
         [["optim.betas=[0.9,0.95]"], ["optim.betas=[0.9,0.999]"], ["optim.betas=[0.5,0.95]"]],
         [["optim.eps=1e-8"], ["optim.eps=1e-3"]],
         [["loss.z_loss=0"], ["loss.z_loss=0.01"]],
-        [["optim=muon", "optim.momentum=0.9"], ["optim=muon", "optim.adamw.weight_decay=0.3"]],
+        [
+            ["optim=muon", "optim.ns_precision=fp32", "optim.momentum=0.9"],
+            ["optim=muon", "optim.ns_precision=fp32", "optim.adamw.weight_decay=0.3"],
+        ],
         [["optim=lion", "optim.betas=[0.9,0.99]"], ["optim=lion", "optim.betas=[0.95,0.98]"]],
         [["optim=adafactor", "optim.eps2=1e-3"], ["optim=adafactor", "optim.eps2=1e-2"]],
         [["optim=sgd", "optim.weight_decay=0.1"], ["optim=sgd", "optim.momentum=0.5"]],
@@ -144,7 +154,9 @@ def test_without_clipping():
 )
 def test_numbers_of_their_own(own):
     """Against Python's numbers: 1 - 0.999 in fp32 would be wrong in the fifth digit."""
-    assert_members([], own, tolerance=rounding(1e-6))
+    # Muon's iteration in fp32 takes what a GPU rounds otherwise a thousandfold up, in weights that start near zero.
+    gpu = 1e-3 if "optim=muon" in own[0] else 1e-4
+    assert_members([], own, tolerance=rounding(1e-6, gpu))
 
 
 def test_one_that_diverges_is_left_as_it_was_and_the_others_are_untouched():

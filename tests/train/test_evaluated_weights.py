@@ -3,11 +3,13 @@
 import mlx.core as mx
 
 import lmxexp
+from lmxexp import device
 from lmxexp.build import build
 from lmxexp.data.build import build_source
 from lmxexp.ops.trees import by_path
 from lmxexp.train import checkpoint
 from lmxexp.train.evaluator import Evaluator
+from lmxexp.train.precision import compute_dtype, resolve
 from tests.end_to_end.processes import assert_same_run, small
 
 
@@ -23,7 +25,8 @@ def test_what_is_logged_and_loaded_is_the_average(tmp_path):
     found = by_path(loaded.model.parameters())
     differing = [path for path, a in saved.items() if not mx.array_equal(a, found[path]).item()]
     assert len(differing) > len(saved) / 2
-    evaluate = Evaluator(loaded.model, build(cfg.loss), build_source(cfg))
+    as_run = compute_dtype(resolve(cfg.train.precision, on_gpu=device.is_gpu()))
+    evaluate = Evaluator(loaded.model, build(cfg.loss), build_source(cfg), compute_dtype=as_run)
     assert evaluate()["eval/loss"] == result.summary["eval/loss"]
     loaded.model.load_weights(list(saved.items()))
     assert evaluate()["eval/loss"] != result.summary["eval/loss"]

@@ -134,7 +134,7 @@ def test_self_test_leaves_no_trace_of_itself():
     before = {n: mx.array(p) for n, p in tree_flatten([step.model.parameters(), step.optimizer.state])}
     mx.eval(before)
     random_state = get_random_state()
-    self_test(make, [RandomTokens().batch(i) for i in range(2)], dropout=True, tolerance=1e-4)
+    self_test(make, [RandomTokens().batch(i) for i in range(2)], dropout=True, exact=True)
     assert_same(dict(tree_flatten([step.model.parameters(), step.optimizer.state])), before, 0)
     assert get_random_state() == random_state
     # And the state it put back is the one that a step compiled afterwards uses.
@@ -159,7 +159,7 @@ def test_self_test_catches_a_step_that_is_not_compiled_right():
         return made
 
     with pytest.raises(SelfTestError, match="differ in"):
-        self_test(make, [RandomTokens().batch(i) for i in range(2)], dropout=False, tolerance=1e-4)
+        self_test(make, [RandomTokens().batch(i) for i in range(2)], dropout=False, exact=True)
 
 
 def test_self_test_catches_a_frozen_dropout_mask(monkeypatch):

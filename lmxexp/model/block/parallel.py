@@ -26,7 +26,7 @@ class Parallel(ResidualBlock):
         shared: Shared | None = None,
     ) -> tuple[mx.array, Aux]:
         aux: Aux = {}
-        h = self.input_layernorm(x)
+        x, h = self.branch(self.input_layernorm, x)
         if self.self_attn is not None:
             x = x + self.dropout(self.mix(h, cache, segment_ids, shared))
         if self.mlp is not None:

@@ -30,8 +30,10 @@ class PreNorm(ResidualBlock):
     ) -> tuple[mx.array, Aux]:
         aux: Aux = {}
         if self.self_attn is not None:
-            x = x + self.dropout(self.mix(self.input_layernorm(x), cache, segment_ids, shared))
+            x, h = self.branch(self.input_layernorm, x)
+            x = x + self.dropout(self.mix(h, cache, segment_ids, shared))
         if self.mlp is not None:
-            y, aux = self.mlp(self.post_attention_layernorm(x))
+            x, h = self.branch(self.post_attention_layernorm, x)
+            y, aux = self.mlp(h)
             x = x + self.dropout(y)
         return x, aux

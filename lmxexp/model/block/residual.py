@@ -57,5 +57,11 @@ class ResidualBlock(nn.Module):
             return self.self_attn(x, cache=cache, segment_ids=segment_ids, shared=shared)
         return self.self_attn(x, cache=cache, segment_ids=segment_ids)
 
+    @staticmethod
+    def branch(norm: nn.Module, x: mx.array) -> tuple[mx.array, mx.array]:
+        """``x`` to go on with, and ``norm(x)`` for a sublayer."""
+        together = getattr(norm, "branch", None)
+        return (x, norm(x)) if together is None else together(x)
+
     def make_cache(self) -> Any:
         return self.self_attn.make_cache() if self.self_attn is not None else None

@@ -32,9 +32,11 @@ class Sandwich(ResidualBlock):
     ) -> tuple[mx.array, Aux]:
         aux: Aux = {}
         if self.self_attn is not None:
-            y = self.mix(self.input_layernorm(x), cache, segment_ids, shared)
+            x, h = self.branch(self.input_layernorm, x)
+            y = self.mix(h, cache, segment_ids, shared)
             x = x + self.dropout(self.post_attention_layernorm(y))
         if self.mlp is not None:
-            y, aux = self.mlp(self.pre_feedforward_layernorm(x))
+            x, h = self.branch(self.pre_feedforward_layernorm, x)
+            y, aux = self.mlp(h)
             x = x + self.dropout(self.post_feedforward_layernorm(y))
         return x, aux

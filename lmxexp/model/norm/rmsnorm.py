@@ -3,6 +3,8 @@
 import mlx.core as mx
 import mlx.nn as nn
 
+from lmxexp.ops import rms_norm
+
 
 class RMSNorm(nn.Module):
     """Divides by the root mean square of the last axis, then scales each element.
@@ -27,5 +29,11 @@ class RMSNorm(nn.Module):
             self.weight = mx.full((dims,), 1.0 - offset)
 
     def __call__(self, x: mx.array) -> mx.array:
-        weight = self.weight + self.offset if "weight" in self else None
-        return mx.fast.rms_norm(x, weight, self.eps)
+        return rms_norm.rms_norm(x, self._scale(), self.eps)
+
+    def branch(self, x: mx.array) -> tuple[mx.array, mx.array]:
+        """``x`` and its norm, see `lmxexp.ops.rms_norm.branch`."""
+        return rms_norm.branch(x, self._scale(), self.eps)
+
+    def _scale(self) -> mx.array | None:
+        return (self.weight + self.offset if self.offset else self.weight) if "weight" in self else None

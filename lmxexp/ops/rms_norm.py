@@ -1,0 +1,158 @@
+"""The root-mean-square norm, with a gradient in one kernel of our own where there is one."""
+
+from functools import cache
+from typing import cast
+
+import mlx.core as mx
+
+from lmxexp.ops import cuda
+from lmxexp.ops.own_gradient import own_gradient
+
+_MOST_PACKS = 8
+"""That a thread keeps of a row: more would not fit into its registers."""
+
+_BLOCKS = 512
+"""At most. Each adds up the weight's gradient over its rows, in a fixed order."""
+
+
+def rms_norm(x: mx.array, weight: mx.array | None, eps: float) -> mx.array:
+    """``x / sqrt(mean(x ** 2) + eps) * weight``, over the last axis.
+
+    Shapes:
+        x ``(..., D)``, weight ``(D,)``; returns the shape of x.
+    """
+    if weight is None or not _is_ours(x, weight):
+        return mx.fast.rms_norm(x, weight, eps)
+    return cast(mx.array, _norm(eps)(x, weight))
+
+
+def branch(x: mx.array, weight: mx.array | None, eps: float) -> tuple[mx.array, mx.array]:
+    """``x`` and its `rms_norm`, for a residual stream that goes on beside a sublayer.
+
+    With the ``x`` that is returned, the gradients of the two are added where the norm's is computed.
+
+    Shapes:
+        x ``(..., D)``, weight ``(D,)``; returns two of the shape of x.
+    """
+    if weight is None or not _is_ours(x, weight):
+        return x, mx.fast.rms_norm(x, weight, eps)
+    return cast(tuple[mx.array, mx.array], _branch(eps)(x, weight))
+
+
+def _is_ours(x: mx.array, weight: mx.array) -> bool:
+    """Whether the kernel takes rows of this width: whole packs for all 32 threads of a warp."""
+    packs, rest = divmod(x.shape[-1], 32 * cuda.per_pack(x.dtype))
+    return cuda.usable() and x.dtype == weight.dtype and rest == 0 and packs <= _MOST_PACKS
+
+
+@cache
+def _norm(eps: float) -> own_gradient:
+    whole = own_gradient(lambda x, weight: mx.fast.rms_norm(x, weight, eps))
+
+    @whole.vjp
+    def gradient(primals, cotangent, output):
+        return _gradient(*primals, cotangent, None, eps)
+
+    return whole
+
+
+@cache
+def _branch(eps: float) -> own_gradient:
+    whole = own_gradient(lambda x, weight: (x, mx.fast.rms_norm(x, weight, eps)))
+
+    @whole.vjp
+    def gradient(primals, cotangents, outputs):
+        beside, of_norm = cotangents
+        return _gradient(*primals, of_norm, beside, eps)
+
+    return whole
+
+
+def _gradient(
+    x: mx.array, weight: mx.array, of_norm: mx.array, beside: mx.array | None, eps: float
+) -> tuple[mx.array, mx.array]:
+    """Of x, with what is ``beside`` added, and of the weight."""
+    width = x.shape[-1]
+    rows = x.size // width
+    blocks = min(_BLOCKS, -(-rows // (cuda.BLOCK // 32)))
+    kernel = _kernel(width // (32 * cuda.per_pack(x.dtype)), beside is not None)
+    of_x, of_weight = kernel(
+        *(x, weight, of_norm, *(() if beside is None else (beside,)), mx.array([rows], mx.int32), mx.array([eps])),
+        blocks=blocks,
+        typed=x.dtype,
+        shapes=[x.shape, (blocks, width)],
+        dtypes=[x.dtype, mx.float32],
+    )
+    return of_x, of_weight.sum(axis=0).astype(weight.dtype)
+
+
+# A warp takes a row at a time, each thread the same columns of all its rows.
+@cache
+def _kernel(n_packs: int, has_beside: bool) -> cuda.Kernel:
+    return cuda.Kernel(
+        f"rms_norm_gradient_{n_packs}" + ("_beside" if has_beside else ""),
+        ["x", "weight", "of_norm", *(["beside"] if has_beside else []), "n_rows", "eps"],
+        ["of_x", "of_weight"],
+        f"""
+        constexpr int PACKS = {n_packs};
+        constexpr bool BESIDE = {"true" if has_beside else "false"};
+        const T* other = {"beside" if has_beside else "x"};
+        """
+        + """
+        constexpr int W = Pack<T>::size, D = 32 * W * PACKS;
+        const int n = n_rows[0], n_warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+        Pack<T> w[PACKS];
+        float sums[PACKS][W];
+        for (int p = 0; p < PACKS; p++) {
+          w[p] = load_pack(weight + (p * 32 + lane) * W);
+          for (int k = 0; k < W; k++) sums[p][k] = 0.0f;
+        }
+        for (int row = blockIdx.x * n_warps + warp; row < n; row += gridDim.x * n_warps) {
+          const long long at = static_cast<long long>(row) * D + lane * W;
+          Pack<T> a[PACKS], g[PACKS], s[PACKS];
+          for (int p = 0; p < PACKS; p++) {
+            a[p] = load_pack(x + at + p * 32 * W);
+            g[p] = load_pack(of_norm + at + p * 32 * W);
+            if (BESIDE) s[p] = load_pack(other + at + p * 32 * W);
+          }
+          float squares = 0.0f, dot = 0.0f;
+          for (int p = 0; p < PACKS; p++) {
+            for (int k = 0; k < W; k++) {
+              const float v = static_cast<float>(a[p].values[k]);
+              squares += v * v;
+              dot += v * static_cast<float>(g[p].values[k]) * static_cast<float>(w[p].values[k]);
+            }
+          }
+          for (int offset = 16; offset > 0; offset /= 2) {
+            squares += __shfl_xor_sync(0xffffffff, squares, offset);
+            dot += __shfl_xor_sync(0xffffffff, dot, offset);
+          }
+          const float r = rsqrtf(squares / D + eps[0]), c = dot * r * r * r / D;
+          for (int p = 0; p < PACKS; p++) {
+            for (int k = 0; k < W; k++) {
+              const float v = static_cast<float>(a[p].values[k]), d = static_cast<float>(g[p].values[k]);
+              sums[p][k] += d * v * r;
+              float of_one = d * static_cast<float>(w[p].values[k]) * r - v * c;
+              if (BESIDE) of_one += static_cast<float>(s[p].values[k]);
+              a[p].values[k] = static_cast<T>(of_one);
+            }
+            store_pack(of_x + at + p * 32 * W, a[p]);
+          }
+        }
+        __shared__ float of_block[D];
+        for (int turn = 0; turn < n_warps; turn++) {
+          if (warp == turn) {
+            for (int p = 0; p < PACKS; p++) {
+              for (int k = 0; k < W; k++) {
+                const int column = (p * 32 + lane) * W + k;
+                of_block[column] = turn == 0 ? sums[p][k] : of_block[column] + sums[p][k];
+              }
+            }
+          }
+          __syncthreads();
+        }
+        for (int i = threadIdx.x; i < D; i += blockDim.x) {
+          of_weight[static_cast<long long>(blockIdx.x) * D + i] = of_block[i];
+        }
+        """,
+    )
