@@ -125,21 +125,30 @@ _LOG_Z = cuda.Kernel(
     const long long row = blockIdx.x;
     const T* x = logits + row * width;
     float largest = nothing, sum = 0.0f;
-    for (int i = threadIdx.x * W; i < n_logits; i += blockDim.x * W) {
-      Pack<T> pack = load_pack(x + i);
-      float v[W];
+    // Several loads are under way at a time. A row is at least as long as the packs of its logits.
+    constexpr int AT_ONCE = 4;
+    const int stride = blockDim.x * W;
+    for (int begin = threadIdx.x * W; begin < n_logits; begin += AT_ONCE * stride) {
+      Pack<T> packs[AT_ONCE];
+      for (int u = 0; u < AT_ONCE; u++) {
+        if (begin + u * stride < n_logits) packs[u] = load_pack(x + begin + u * stride);
+      }
       float most = nothing;
-      for (int k = 0; k < W; k++) {
-        v[k] = i + k < n_logits ? static_cast<float>(pack.values[k]) : nothing;
-        most = fmaxf(most, v[k]);
+      for (int u = 0; u < AT_ONCE; u++) {
+        for (int k = 0; k < W; k++) {
+          if (begin + u * stride + k < n_logits) most = fmaxf(most, static_cast<float>(packs[u].values[k]));
+        }
       }
       if (most > largest) {
         sum *= __expf(largest - most);
         largest = most;
       }
       // All -inf so far: nothing to add. A NaN is above nothing, and has to come through.
-      for (int k = 0; k < W; k++) {
-        sum += v[k] == nothing ? 0.0f : __expf(v[k] - largest);
+      for (int u = 0; u < AT_ONCE; u++) {
+        for (int k = 0; k < W; k++) {
+          const float v = begin + u * stride + k < n_logits ? static_cast<float>(packs[u].values[k]) : nothing;
+          sum += v == nothing ? 0.0f : __expf(v - largest);
+        }
       }
     }
     __shared__ float all_largest[32], all_sums[32];

@@ -7,6 +7,7 @@ from lmxexp.interfaces import Aux
 from lmxexp.ops.activation import Activation
 from lmxexp.ops.activation import activation as activation_by_name
 from lmxexp.ops.gated import gated
+from lmxexp.ops.projections import projections
 
 
 def gated_width(d_model: int) -> int:
@@ -43,4 +44,5 @@ class GatedLinearUnit(nn.Module):
         self.down_proj = nn.Linear(d_ff, d_model, bias=bias)
 
     def __call__(self, x: mx.array) -> tuple[mx.array, Aux]:
-        return self.down_proj(gated(self.activation_name, self.gate_proj(x), self.up_proj(x))), {}
+        gate, up = projections(x, [self.gate_proj, self.up_proj])
+        return self.down_proj(gated(self.activation_name, gate, up)), {}
