@@ -1,9 +1,9 @@
-"""What preconditioners are made of: inverse roots, orthonormal bases, triangular inverses, and whose turn it is.
+"""What preconditioners are made of: inverse roots, orthonormal bases, and whose turn it is.
 
 MLX decomposes matrices on the CPU alone. So what products can do is done by products, on whatever device the step runs
-on: inverse roots by a coupled Newton iteration, inverses of triangular matrices by blocks, and of orthonormal columns
-all but small blocks of Cholesky factors. (The polar factor, products alone, leaves a basis as it is.) Nothing here
-raises or loops without end: beside what could fail stands a measure of it, so that the caller can keep what it had.
+on: inverse roots by a coupled Newton iteration, and of orthonormal columns all but small blocks of Cholesky factors
+(`lmxexp.ops.cholesky`). (The polar factor, products alone, leaves a basis as it is.) Nothing here raises or loops
+without end: beside what could fail stands a measure of it, so that the caller can keep what it had.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
-from lmxexp.ops.chunks import power_of_two
-from lmxexp.ops.unit_lower import unit_lower_flops, unit_lower_inverse
+from lmxexp.ops.cholesky import inverse_cholesky, inverse_cholesky_flops
+from lmxexp.ops.once import once
 
 # Once the smallest eigenvalue has grown to about one, its error is squared by every iteration.
 _LAST_ITERATIONS = 6
@@ -106,6 +106,7 @@ def orthonormal_columns(matrix: mx.array) -> tuple[mx.array, mx.array]:
     """
     n = matrix.shape[-1]
     identity = mx.eye(n)
+    shift = once(mx.array(4 * n**0.5 * 2.0**-24))  # as a number it would be part of a fused kernel: one for every n
     largest = mx.abs(matrix).max(axis=-2, keepdims=True)
     x = matrix / mx.where(largest > 0, largest, 1.0)
     x = x / mx.maximum(mx.sqrt(mx.square(x).sum(axis=-2, keepdims=True)), 1.0)
@@ -113,7 +114,7 @@ def orthonormal_columns(matrix: mx.array) -> tuple[mx.array, mx.array]:
         gram = mx.swapaxes(x, -1, -2) @ x
         if i < _SHIFTED:
             bound = mx.abs(gram).sum(axis=-1, keepdims=True).max(axis=-2, keepdims=True)
-            gram = gram + identity * (bound * (4 * n**0.5 * 2.0**-24))
+            gram = gram + identity * (bound * shift)
         x = x @ mx.swapaxes(inverse_cholesky(gram), -1, -2)
     error = mx.abs(mx.swapaxes(x, -1, -2) @ x - identity).max(axis=(-2, -1), keepdims=True)
     return x, error
@@ -125,66 +126,6 @@ _SHIFTED, _UNSHIFTED = 3, 2
 def orthonormal_flops(n: int) -> int:
     """FLOPs of the products of one `orthonormal_columns`."""
     return (_SHIFTED + _UNSHIFTED) * (4 * n**3 + inverse_cholesky_flops(n)) + 2 * n**3
-
-
-def inverse_cholesky(matrix: mx.array) -> mx.array:
-    """``C^-1`` of the lower triangular C with ``C C^T = A``, by products of blocks; NaN or worse if there is no C.
-
-    The factors of the blocks on the diagonal are LAPACK's, on the CPU's stream: a GPU waits for each of them, but they
-    are small. MLX's LAPACK takes 4 seconds for a matrix of 3072 rows as a whole.
-
-    Shapes:
-        ``(..., n, n)`` to the same.
-
-    Cost:
-        `inverse_cholesky_flops`.
-
-    Source: Golub & Van Loan, "Matrix Computations", section 4.2.9.
-    """
-    n = matrix.shape[-1]
-    if n <= _BASE:
-        upper = mx.linalg.cholesky(matrix, upper=True, stream=mx.cpu)  # type: ignore[arg-type]
-        return mx.swapaxes(upper_inverse(upper), -1, -2)
-    half = n // 2
-    first = inverse_cholesky(matrix[..., :half, :half])
-    below = matrix[..., half:, :half] @ mx.swapaxes(first, -1, -2)
-    second = inverse_cholesky(matrix[..., half:, half:] - below @ mx.swapaxes(below, -1, -2))
-    corner = -(second @ (below @ first))
-    top = mx.concatenate([first, mx.zeros((*matrix.shape[:-2], half, n - half))], axis=-1)
-    return mx.concatenate([top, mx.concatenate([corner, second], axis=-1)], axis=-2)
-
-
-_BASE = 128
-
-
-def inverse_cholesky_flops(n: int) -> int:
-    """FLOPs of the products of one `inverse_cholesky`."""
-    if n <= _BASE:
-        return upper_inverse_flops(n)
-    a, b = n // 2, n - n // 2
-    products = 2 * a * a * b + 2 * b * b * a + 2 * a * a * b + 2 * b * b * a
-    return products + inverse_cholesky_flops(a) + inverse_cholesky_flops(b)
-
-
-def upper_inverse(matrix: mx.array) -> mx.array:
-    """The inverse of an upper triangular matrix without zeros on its diagonal, by products alone.
-
-    Shapes:
-        ``(..., n, n)`` to the same.
-
-    Cost:
-        `upper_inverse_flops`.
-
-    Source: See `lmxexp.ops.unit_lower.unit_lower_inverse`.
-    """
-    inverse_diagonal = 1 / mx.diagonal(matrix, axis1=-2, axis2=-1)
-    unit = matrix * inverse_diagonal[..., :, None]
-    return mx.swapaxes(unit_lower_inverse(mx.swapaxes(unit, -1, -2)), -1, -2) * inverse_diagonal[..., None, :]
-
-
-def upper_inverse_flops(n: int) -> int:
-    """FLOPs of one `upper_inverse`."""
-    return unit_lower_flops(power_of_two(n))
 
 
 def norm_lower_bound(matrix: mx.array) -> mx.array:
@@ -233,7 +174,9 @@ def in_turn(
         return [tuple(of_all[i] for of_all in new) for i in range(len(items))]
     at_once = -(-len(items) // every)
     turn = (step % every).astype(mx.int32)
-    chosen = mx.minimum(turn * at_once + mx.arange(at_once), len(items) - 1)
+    last = len(items) - 1
+    # A table, as numbers would be part of a fused kernel: one for every group.
+    chosen = mx.array([[min(t * at_once + i, last) for i in range(at_once)] for t in range(every)], mx.int32)[turn]
     new = compute(*(mx.take(mx.stack(list(of_all)), chosen, axis=0) for of_all in zip(*items, strict=True)))
     return [
         tuple(

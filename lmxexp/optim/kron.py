@@ -9,7 +9,8 @@ import mlx.core as mx
 from mlx.utils import tree_map_with_path
 
 from lmxexp.interfaces import ConfigError, Schedule
-from lmxexp.ops.matrix_roots import in_turn, norm_lower_bound, upper_inverse
+from lmxexp.ops.cholesky import upper_inverse
+from lmxexp.ops.matrix_roots import in_turn, norm_lower_bound
 from lmxexp.optim.checks import check_positive
 from lmxexp.optim.shampoo import Preconditioned, State
 
@@ -22,7 +23,7 @@ class Kron(Preconditioned):
     The preconditioner of a matrix is ``Q^T Q`` with ``Q`` a Kronecker product of an upper triangular matrix for the
     rows and one for the columns, a diagonal for an axis above ``max_dim``. It is fitted by multiplicative updates to
     the criterion ``E[g^T P g + v^T P^-1 v]`` with white noise ``v``, whose minimum whitens the gradient. The triangular
-    inverse that this needs is made of products (`lmxexp.ops.matrix_roots.upper_inverse`): the step stays on its device.
+    inverse that this needs is made of products (`lmxexp.ops.cholesky.upper_inverse`): the step stays on its device.
 
     The noise is drawn from the step's number and the parameter's name: it needs no state, and a run that is resumed
     goes on with the same.

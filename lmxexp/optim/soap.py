@@ -18,10 +18,11 @@ class SOAP(KroneckerStatistics):
     throws that step away. In a compiled step that would cost a second decomposition at every step; and where a matrix
     is not square the first gradient leaves some of those eigenvectors to chance.
 
-    The orthonormalisation is made of products but for small blocks, which LAPACK does on the CPU, so that the step on a
-    GPU waits for it some times (`lmxexp.ops.matrix_roots.orthonormal_columns`). For both sides of a 768 x 3072 matrix
-    it is 1 TFLOP. Matrices of one shape take turns, so that with as many of them as ``precondition_every`` each step
-    has one of each shape. Coordinates that come out not orthonormal, or not finite, are not taken.
+    The orthonormalisation is made of products but for small blocks. They are a kernel's on CUDA; elsewhere LAPACK does
+    them on the CPU, so that the step on a Mac's GPU waits for it some times
+    (`lmxexp.ops.matrix_roots.orthonormal_columns`). For both sides of a 768 x 3072 matrix it is 1 TFLOP. Matrices of
+    one shape take turns, so that with as many of them as ``precondition_every`` each step has one of each shape.
+    Coordinates that come out not orthonormal, or not finite, are not taken.
 
     Args:
         learning_rate: A number, or a callable from the step to a float32 scalar; as AdamW's.
