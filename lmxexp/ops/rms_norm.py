@@ -51,7 +51,8 @@ def _norm(eps: float) -> own_gradient:
 
     @whole.vjp
     def gradient(primals, cotangent, output):
-        return _gradient(*primals, cotangent, None, eps)
+        x, weight = primals
+        return _gradient(x, weight, cotangent, None, eps)
 
     return whole
 
@@ -62,8 +63,8 @@ def _branch(eps: float) -> own_gradient:
 
     @whole.vjp
     def gradient(primals, cotangents, outputs):
-        beside, of_norm = cotangents
-        return _gradient(*primals, of_norm, beside, eps)
+        (x, weight), (beside, of_norm) = primals, cotangents
+        return _gradient(x, weight, of_norm, beside, eps)
 
     return whole
 

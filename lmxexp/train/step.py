@@ -7,11 +7,12 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers
-from mlx.utils import tree_map
+from mlx.utils import tree_map, tree_unflatten
 
 from lmxexp import device
 from lmxexp.interfaces import Aux, Batch, Loss, Stage
 from lmxexp.model.language_model import LanguageModel
+from lmxexp.ops.cast import cast_all
 from lmxexp.ops.once import once
 from lmxexp.ops.sum_of_squares import sum_of_squares
 from lmxexp.ops.trees import by_path
@@ -127,9 +128,11 @@ class TrainStep:
         """``across``: over the rows of all devices."""
         params = self.model.trainable_parameters()
         # With respect to what is computed with: the gradient of weights in fp32 would be one cast more.
-        computed = (
-            params if self.devices is not None or self.compute_dtype is None else cast(params, self.compute_dtype)
-        )
+        computed = params
+        if self.devices is None and self.compute_dtype is not None:
+            leaves = by_path(params)
+            narrow = cast_all(list(leaves.values()), self.compute_dtype)
+            computed = tree_unflatten(list(zip(leaves, narrow, strict=True)))
         # Around the gradient as well: with train.remat it computes layers, and draws what they drop, once more.
         with nullcontext() if self.devices is None else self.devices.draws():
             (loss, aux), gradient = self._value_and_grad(computed, arrays, across)

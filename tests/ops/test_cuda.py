@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from lmxexp.ops import cuda, fused, rms_norm
+from lmxexp.ops.attend import attend, causal_mask, segment_mask
+from lmxexp.ops.cast import cast_all
 from lmxexp.ops.embed import embed, sum_rows
 from lmxexp.ops.gated import _gated
 from lmxexp.ops.head_loss import head_loss
@@ -217,3 +219,48 @@ def test_projections(beside_its_twin, dtype, tolerance):
         return sum((y * g).sum() for y, g in zip(projections(x, layers), c, strict=True))
 
     beside_its_twin(lambda: list(mx.value_and_grad(loss)(x)), tolerance)
+
+
+@needs_cuda
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
+def test_cast_all(beside_its_twin, dtype):
+    shapes = [(3,), (100, 7), (768, 768), (2048, 769), (1,)] * 60
+    arrays = [random(*shape, seed=i) for i, shape in enumerate(shapes)]
+    arrays[3], arrays[7] = arrays[3].T, arrays[7].astype(mx.bfloat16)
+    arrays.append(mx.arange(5))
+    beside_its_twin(lambda: mx.compile(lambda *a: cast_all(a, dtype))(*arrays), 0.0)
+
+
+@needs_cuda
+@pytest.mark.parametrize("kind", ["documents", "window"])
+@pytest.mark.parametrize("length", [256, 300])
+def test_masked_attention(kind, length):
+    """In bf16, against fp32 scores in memory."""
+    q, k, v, c = (random(2, h, length, 64, seed=i) for i, h in enumerate((4, 2, 2, 4)))
+    if kind == "documents":
+        mask = segment_mask(mx.arange(length)[None] // mx.array([[70], [97]])) & causal_mask(length, length)
+    else:
+        mask = causal_mask(length, length, window=33)
+
+    def loss(dtype, q, k, v):
+        q, k, v = (x.astype(dtype) for x in (q, k, v))
+        return (attend(q, k, v, scale=0.125, mask=mask) * c).sum()
+
+    got, want = (mx.grad(lambda *a, t=t: loss(t, *a), argnums=(0, 1, 2))(q, k, v) for t in (mx.bfloat16, mx.float32))
+    for ours, other in zip(got, want, strict=True):
+        a, b = np.array(ours), np.array(other)
+        assert np.linalg.norm(a - b) < 2e-2 * np.linalg.norm(b)
+
+
+@needs_cuda
+def test_masked_attention_keeps_no_scores():
+    B, L = 4, 1024
+    q, k, v = (random(B, h, L, 64, dtype=mx.bfloat16, seed=i) for i, h in enumerate((12, 4, 4)))
+    mask = causal_mask(L, L, window=100)
+    mx.eval(q, k, v, mask)
+    gradient = mx.grad(lambda q: attend(q, k, v, scale=0.125, mask=mask).sum())
+    mx.eval(gradient(q))
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(gradient(q))
+    assert mx.get_peak_memory() - before < B * 12 * L * L * 2
