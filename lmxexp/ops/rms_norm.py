@@ -110,11 +110,10 @@ def _kernel(n_packs: int, has_beside: bool) -> cuda.Kernel:
         }
         for (int row = blockIdx.x * n_warps + warp; row < n; row += gridDim.x * n_warps) {
           const long long at = static_cast<long long>(row) * D + lane * W;
-          Pack<T> a[PACKS], g[PACKS], s[PACKS];
+          Pack<T> a[PACKS], g[PACKS];
           for (int p = 0; p < PACKS; p++) {
             a[p] = load_pack(x + at + p * 32 * W);
             g[p] = load_pack(of_norm + at + p * 32 * W);
-            if (BESIDE) s[p] = load_pack(other + at + p * 32 * W);
           }
           float squares = 0.0f, dot = 0.0f;
           for (int p = 0; p < PACKS; p++) {
@@ -130,11 +129,13 @@ def _kernel(n_packs: int, has_beside: bool) -> cuda.Kernel:
           }
           const float r = rsqrtf(squares / D + eps[0]), c = dot * r * r * r / D;
           for (int p = 0; p < PACKS; p++) {
+            // Not earlier: with fewer registers twice as many warps are at work.
+            const Pack<T> s = BESIDE ? load_pack(other + at + p * 32 * W) : a[p];
             for (int k = 0; k < W; k++) {
               const float v = static_cast<float>(a[p].values[k]), d = static_cast<float>(g[p].values[k]);
               sums[p][k] += d * v * r;
               float of_one = d * static_cast<float>(w[p].values[k]) * r - v * c;
-              if (BESIDE) of_one += static_cast<float>(s[p].values[k]);
+              if (BESIDE) of_one += static_cast<float>(s.values[k]);
               a[p].values[k] = static_cast<T>(of_one);
             }
             store_pack(of_x + at + p * 32 * W, a[p]);
