@@ -45,8 +45,8 @@ def attend(
     small = q.size // q.shape[-1] * k.shape[2] <= exp.LARGEST
     fused = not (small and q.dtype == mx.float32 and exp.is_slow())
     if fused and bias is None and softcap is None and sinks is None and dropout == 0.0:
-        mask = "causal" if mask is None else _as_the_kernel_takes_it(mask, q.dtype)
-        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+        visible = "causal" if mask is None else _as_the_kernel_takes_it(mask, q.dtype)
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=visible)
     return _attend_plainly(q, k, v, scale=scale, mask=mask, bias=bias, softcap=softcap, sinks=sinks, dropout=dropout)
 
 
