@@ -14,13 +14,22 @@ from typing import Any
 
 import mlx.core as mx
 
+from lmxexp.ops import cuda_compiler
+
 BLOCK = 256
 """Threads of a block, in every kernel here."""
 
-_HEADER = """
+_MLX_HEADERS = """
 #include "mlx/backend/cuda/device/utils.cuh"
 #include <cooperative_groups.h>
+"""
 
+_OWN_HEADERS = """
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+"""
+
+_PACKS = """
 // What one thread loads or stores at once: 16 bytes.
 template <typename T>
 struct alignas(16) Pack {
@@ -38,6 +47,14 @@ __device__ __forceinline__ void store_pack(T* to, const Pack<T>& pack) {
   *reinterpret_cast<Pack<T>*>(to) = pack;
 }
 """
+
+_TYPES = {
+    mx.float32: "float",
+    mx.bfloat16: "__nv_bfloat16",
+    mx.float16: "__half",
+    mx.int32: "int",
+    mx.int64: "long long",
+}
 
 
 _under_vmap = False
@@ -89,10 +106,11 @@ class Kernel:
 
     def __init__(self, name: str, inputs: Sequence[str], outputs: Sequence[str], source: str):
         # MLX finds what it has compiled by its name.
-        version = hashlib.sha1((_HEADER + source).encode()).hexdigest()[:8]
-        self._name, self._source = f"lmxexp_{name}_{version}", source
+        version = hashlib.sha1((_PACKS + source).encode()).hexdigest()[:8]
+        self._name, self._body = f"lmxexp_{name}_{version}", source
         self._inputs, self._outputs = list(inputs), list(outputs)
         self._kernel: Any = None
+        self._binaries: dict[tuple[str, ...], bytes | None] = {}
 
     def __call__(
         self,
@@ -109,14 +127,43 @@ class Kernel:
             shapes, dtypes: of the outputs.
             init_value: what the outputs are filled with before; None: nothing.
         """
-        if self._kernel is None:
-            self._kernel = mx.fast.cuda_kernel(self._name, self._inputs, self._outputs, self._source, _HEADER)
-        return self._kernel(
+        where: Any = {"grid": (blocks * BLOCK, 1, 1), "threadgroup": (BLOCK, 1, 1), "init_value": init_value}
+        where |= {"output_shapes": [tuple(shape) for shape in shapes], "output_dtypes": list(dtypes)}
+        types = tuple(_TYPES.get(dtype, "") for dtype in (typed, *(a.dtype for a in arrays), *dtypes))
+        if types not in self._binaries:
+            self._binaries[types] = self._compiled(types)
+        binary = self._binaries[types]
+        if binary is None:
+            return self._by_mlx()(inputs=list(arrays), template=[("T", typed)], **where)
+        return mx.fast.precompiled_cuda_kernel(
+            name=self._symbol(types),
+            compiled_source=binary,
             inputs=list(arrays),
-            template=[("T", typed)],
-            grid=(blocks * BLOCK, 1, 1),
-            threadgroup=(BLOCK, 1, 1),
-            output_shapes=[tuple(shape) for shape in shapes],
-            output_dtypes=list(dtypes),
-            init_value=init_value,
+            scalars=[],
+            ensure_row_contiguous=True,
+            **where,
         )
+
+    def source(self, types: Sequence[str]) -> str:
+        """What is compiled for ``T`` and the types of inputs and outputs, as CUDA calls them."""
+        typed, *of_arrays = types
+        const = [*["const "] * len(self._inputs), *[""] * len(self._outputs)]
+        named = zip(const, of_arrays, [*self._inputs, *self._outputs], strict=True)
+        arguments = ", ".join(f"{c}{t}* {name}" for c, t, name in named)
+        head = f'extern "C" __global__ void {self._symbol(types)}({arguments})'
+        return f"{_OWN_HEADERS}{_PACKS}\nusing T = {typed};\n{head} {{\n{self._body}\n}}\n"
+
+    def _symbol(self, types: Sequence[str]) -> str:
+        return f"{self._name}_{hashlib.sha1(' '.join(types).encode()).hexdigest()[:8]}"
+
+    def _compiled(self, types: tuple[str, ...]) -> bytes | None:
+        """None: MLX has to compile it, in this process and every other."""
+        if os.environ.get("LMXEXP_PRECOMPILE") == "0" or "" in types:
+            return None
+        return cuda_compiler.binary_of(self.source(types))
+
+    def _by_mlx(self) -> Any:
+        if self._kernel is None:
+            header = _MLX_HEADERS + _PACKS
+            self._kernel = mx.fast.cuda_kernel(self._name, self._inputs, self._outputs, self._body, header)
+        return self._kernel
