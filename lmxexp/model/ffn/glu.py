@@ -1,9 +1,12 @@
 """Gated feed-forward."""
 
+from functools import partial
+
 import mlx.core as mx
 import mlx.nn as nn
 
 from lmxexp.interfaces import Aux
+from lmxexp.model.recompute import cheap
 from lmxexp.ops.activation import Activation
 from lmxexp.ops.activation import activation as activation_by_name
 from lmxexp.ops.gated import gated
@@ -43,4 +46,5 @@ class GatedLinearUnit(nn.Module):
         self.down_proj = nn.Linear(d_ff, d_model, bias=bias)
 
     def __call__(self, x: mx.array) -> tuple[mx.array, Aux]:
-        return self.down_proj(gated(self.activation_name, self.gate_proj(x), self.up_proj(x))), {}
+        product = cheap(partial(gated, self.activation_name), self.gate_proj(x), self.up_proj(x))
+        return self.down_proj(product), {}
