@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -11,15 +12,16 @@ import mlx.nn as nn
 from lmxexp import device
 from lmxexp.interfaces import Aux, ConfigError, Factory, Shared
 from lmxexp.model.cache import NoState
-from lmxexp.model.recompute import recomputed
+from lmxexp.model.recompute import light, recomputed
 from lmxexp.ops.cross_entropy import cross_entropy
 from lmxexp.ops.documents import places
 from lmxexp.ops.fused import is_mapped
 from lmxexp.ops.head_loss import head_loss
 from lmxexp.ops.trees import by_path
 
-Remat = Literal["none", "block"]
-"""What is computed once more for the gradient, in the place of being kept: nothing, or all within a layer."""
+Remat = Literal["none", "light", "block"]
+"""What is computed once more for the gradient, in the place of being kept: nothing, what is `cheap` within a layer, or
+all within it."""
 
 
 class Score(NamedTuple):
@@ -113,10 +115,12 @@ class LanguageModel(nn.Module):
         shared: Shared = {}
         for i, (layer, layer_cache) in enumerate(zip(self.layers, cache or [None] * len(self.layers), strict=True)):
             # What is mapped over members cannot be closed over: a population keeps its arrays.
-            if self.remat == "block" and self.training and layer_cache is None and not is_mapped():
+            remat = "none" if not self.training or layer_cache is not None or is_mapped() else self.remat
+            if remat == "block":
                 x, layer_aux = recomputed(layer, x, segment_ids=segment_ids, shared=shared)
             else:
-                x, layer_aux = layer(x, cache=layer_cache, segment_ids=segment_ids, shared=shared)
+                with light() if remat == "light" else nullcontext():
+                    x, layer_aux = layer(x, cache=layer_cache, segment_ids=segment_ids, shared=shared)
             _collect(aux, layer_aux, i)
             if isinstance(layer_cache, NoState):
                 layer_cache.offset += tokens.shape[1]

@@ -19,11 +19,16 @@ def projections(x: mx.array, layers: Sequence[nn.Module]) -> Sequence[mx.array]:
     Shapes:
         x ``(..., D)``; returns ``(..., N)`` each.
     """
-    ours = cuda.usable() and all(type(layer) is nn.Linear and "bias" not in layer for layer in layers)
-    weights = [cast(mx.array, layer["weight"]) for layer in layers] if ours else []
-    if not ours or any(w.dtype != x.dtype for w in weights):
+    if not is_ours(x, layers):
         return [layer(x) for layer in layers]
-    return cast(Sequence[mx.array], _products(x, *weights))
+    return cast(Sequence[mx.array], _products(x, *(layer["weight"] for layer in layers)))
+
+
+def is_ours(x: mx.array, layers: Sequence[nn.Module]) -> bool:
+    """Whether the gradient is that of this module."""
+    return cuda.usable() and all(
+        type(layer) is nn.Linear and "bias" not in layer and layer.weight.dtype == x.dtype for layer in layers
+    )
 
 
 @own_gradient

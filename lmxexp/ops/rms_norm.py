@@ -21,7 +21,7 @@ def rms_norm(x: mx.array, weight: mx.array | None, eps: float) -> mx.array:
     Shapes:
         x ``(..., D)``, weight ``(D,)``; returns the shape of x.
     """
-    if weight is None or not _is_ours(x, weight):
+    if weight is None or not is_ours(x, weight):
         return mx.fast.rms_norm(x, weight, eps)
     return cast(mx.array, _norm(eps)(x, weight))
 
@@ -34,12 +34,12 @@ def branch(x: mx.array, weight: mx.array | None, eps: float) -> tuple[mx.array, 
     Shapes:
         x ``(..., D)``, weight ``(D,)``; returns two of the shape of x.
     """
-    if weight is None or not _is_ours(x, weight):
+    if weight is None or not is_ours(x, weight):
         return x, mx.fast.rms_norm(x, weight, eps)
     return cast(tuple[mx.array, mx.array], _branch(eps)(x, weight))
 
 
-def _is_ours(x: mx.array, weight: mx.array) -> bool:
+def is_ours(x: mx.array, weight: mx.array) -> bool:
     """Whether the kernel takes rows of this width: whole packs for all 32 threads of a warp."""
     packs, rest = divmod(x.shape[-1], 32 * cuda.per_pack(x.dtype))
     return cuda.usable() and x.dtype == weight.dtype and rest == 0 and packs <= _MOST_PACKS

@@ -1,8 +1,9 @@
 """What a training step will take of memory, from its graph, before anything is computed."""
 
+import itertools
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,8 +29,7 @@ FACTOR = 1.2
 operands into the order that a kernel wants, and evaluates in an order of its own."""
 
 FACTOR_OF_LAYERS = 1.7
-"""The same where layers are computed once more: of the little that is kept, what is allocated ahead is a larger share.
-"""
+"""The same of layers that are computed once more: the next one is begun while the last is not yet through."""
 
 # They give another shape to an array that is there already.
 _VIEWS = {
@@ -45,7 +45,7 @@ _VIEWS = {
         "Squeeze",
         "StopGradient",
     ),
-    *("Transpose", "Unflatten"),
+    *("Depends", "Transpose", "Unflatten"),
 }
 
 
@@ -62,7 +62,8 @@ class MemoryEstimate:
     activations: int
     """The rest: what the forward pass keeps for the backward one, and temporaries."""
     peak: int
-    """The sum, times `FACTOR` or `FACTOR_OF_LAYERS` where it is not state."""
+    """The sum, times `FACTOR` where it is not state; or, if that is more, what the optimizer's update takes, or layers
+    that are computed once more."""
 
 
 def estimate(
@@ -82,7 +83,7 @@ def estimate(
     """Follow the arrays of one training step from where they are made to where they are last used.
 
     The step is traced and not run. The greatest sum of the arrays alive at one time is the estimate, what is not state
-    times `FACTOR` (`FACTOR_OF_LAYERS`). Nothing is allocated if the model was not evaluated. Functions with a gradient
+    times `FACTOR`. Nothing is allocated if the model was not evaluated. Functions with a gradient
     of their own are traced with MLX's: of Mamba's scan, whose own keeps less, the estimate is an upper bound.
 
     Args:
@@ -91,8 +92,8 @@ def estimate(
         batch_size: sequences of one optimizer step, on one device.
         n_micro: parts that they are computed in.
         compute_dtype: as `TrainStep` takes it.
-        remat: what is computed once more for the gradient. With ``block`` it is, beside what is kept between layers,
-            what the largest of them takes.
+        remat: what is computed once more for the gradient. With ``light`` it is not there between the passes; with
+            ``block`` it is, beside what is kept between layers, what the largest of them takes.
         parts: what of model and optimizer several devices share; None: each has them whole.
         document_mask: whether batches have ``segment_ids``, of which attention makes masks.
         on_gpu: whether attention, the head's loss and gated products are those of a GPU, which keep less.
@@ -121,14 +122,17 @@ def estimate(
         if n_micro == 1:
             result = [step._whole_step(batch), model.parameters(), optimizer.state]
         else:
-            result = step._weighted_part(batch)
+            part = step._weighted_part(batch)
+            gradient = part.pop("gradient")
+            result = [part, gradient]  # in this order, or the logits would wait for the loss until the end
         return list(by_path(result).values())
 
     tokens = mx.zeros((batch_size // n_micro, seq_len), mx.int32)
 
-    def peak_with(layer: Any) -> int:
+    def peak_with(layer: Any, head: bool = True) -> int:
         set_before, model.remat = model.remat, remat
-        with _on_cpu(), without_own_gradients(), _stand_ins(on_gpu, layer):
+        no_head = nullcontext() if head else replaced(LanguageModel, "score", _score_without_head)
+        with _on_cpu(), without_own_gradients(), _stand_ins(on_gpu, layer), no_head:
             try:
                 return _Graph.of(traced, tokens, *leaves.values()).peak()
             finally:
@@ -141,9 +145,13 @@ def estimate(
     different = {tuple(type(module) for module in layer.modules()): layer for layer in model.layers}
     peak = max(map(peak_with, different.values() if remat == "block" else [None]))
     weights, in_optimizer = _nbytes(own[0]), _nbytes(own[1])
+    of_layers = max(peak_with(layer, head=False) for layer in different.values()) if remat == "block" else 0
     gradients = sum(a.nbytes for a in trainable)
-    # With parts, the sum of their gradients is kept beside the part's own, both in fp32.
-    kept = weights + in_optimizer + (0 if n_micro == 1 else sum(4 * a.size for a in trainable))
+    # With parts, the sum of their gradients is kept beside the part's own, both in fp32; after them, the state before
+    # the update and that after it are there together.
+    sums = 0 if n_micro == 1 else sum(4 * a.size for a in trainable)
+    kept = weights + in_optimizer + sums
+    update = kept + weights + in_optimizer if n_micro > 1 else 0
     rest = max(peak - weights - in_optimizer, gradients)
     logits = tokens.size * model.vocab_size * (compute_dtype or trainable[0].dtype).size
     if on_gpu:  # of the logits' gradient, which is made in parts
@@ -154,7 +162,9 @@ def estimate(
         gradients=gradients,
         logits=logits,
         activations=max(rest - gradients - logits, 0),
-        peak=kept + round((FACTOR if remat == "none" else FACTOR_OF_LAYERS) * rest),
+        peak=max(
+            kept + round(FACTOR * rest), kept + round(FACTOR_OF_LAYERS * (of_layers - weights - in_optimizer)), update
+        ),
     )
 
 
@@ -190,26 +200,54 @@ class _Graph:
         return graph
 
     def peak(self) -> int:
-        """The most bytes that are alive at one time, the inputs among them until they are last used."""
+        """The most bytes that are alive at one time. The inputs always are: MLX holds the state until the whole step is
+        computed."""
         buffer: dict[str, str] = {}
         for name, used, made in self.operations:
             if name in _VIEWS and used:
                 buffer |= dict.fromkeys(made, buffer.get(used[0], used[0]))
-        last = {buffer.get(name, name): i for i, (_, used, _) in enumerate(self.operations) for name in used}
-        last |= {buffer.get(name, name): len(self.operations) for name in self.outputs}
-        dies: dict[int, list[str]] = {}
-        for name, i in last.items():
-            dies.setdefault(i, []).append(name)
-        alive = dict(self.inputs)
-        total = most = sum(alive.values())
-        for i, (_, _, made) in enumerate(self.operations):
-            for name, size in made.items():
-                if name not in buffer:
-                    alive[name] = size
-                    total += size
-            most = max(most, total)
-            total -= sum(alive.pop(name, 0) for name in dies.get(i, ()))
-        return most
+        size = self.inputs | {name: n for _, _, made in self.operations for name, n in made.items()}
+        times: dict[str, list[int]] = {name: [0] for name in self.inputs}
+        """Of each, the operations that make and use it."""
+        for i, (_, used, made) in enumerate(self.operations):
+            for name in (*used, *made):
+                times.setdefault(buffer.get(name, name), []).append(i)
+        end = len(self.operations)
+        for name in self.outputs:
+            times.setdefault(buffer.get(name, name), []).append(end)
+        again, needed_by = self._made_again(buffer)
+        change = [0] * (end + 2)
+        for name, at in times.items():
+            never_used = len(at) == 1
+            last = max([at[-1], *(times[other][-1] for other in needed_by.get(name, ()))])
+            if never_used or name in self.inputs:
+                last = end
+            change[at[0]] += size[name]
+            change[last + 1] -= size[name]
+            if name in again and len(at) > 2:  # the longest time without use is that between the passes
+                k = max(range(1, len(at)), key=lambda k: at[k] - at[k - 1])
+                change[at[k - 1] + 1] -= size[name]
+                change[at[k]] += size[name]
+        return max(itertools.accumulate(change))
+
+    def _made_again(self, buffer: dict[str, str]) -> tuple[set[str], dict[str, set[str]]]:
+        """What is not kept between forward and backward pass, as a dependency tells (see `lmxexp.model.recompute`); and
+        of what it is made of once more, for what."""
+        maker = {name: used for _, used, made in self.operations for name in made}
+        again: set[str] = set()
+        needed_by: dict[str, set[str]] = {}
+        for _, (value, *sources), _ in (operation for operation in self.operations if operation[0] == "Depends"):
+            left, seen = [value], set(sources)
+            again.add(buffer.get(value, value))
+            while left:
+                name = left.pop()
+                if name in maker and name not in seen:
+                    again.add(buffer.get(name, name))
+                    left += maker[name]
+                seen.add(name)
+            for source in sources:
+                needed_by.setdefault(buffer.get(source, source), set()).add(buffer.get(value, value))
+        return again, needed_by
 
 
 @contextmanager
@@ -244,6 +282,12 @@ def _stand_ins(on_gpu: bool, whole: Any) -> Iterator[None]:
 def _keeps_input_alone(whole: Any, layer: Any, x: mx.array, **rest: Any) -> tuple[mx.array, Aux]:
     """A layer's output, ``whole``'s by what it computes."""
     return layer(x, cache=None, **rest) if layer is whole else (x + mx.square(x), {})
+
+
+def _score_without_head(_: LanguageModel, h: mx.array, targets: mx.array) -> language_model.Score:
+    """Of the shapes that the loss wants; the head's peak, at another time than the layers', is left out."""
+    log_z = h.sum(axis=-1).astype(mx.float32)
+    return language_model.Score(log_z - targets, log_z, h)
 
 
 def _keeps_logits_alone(logits: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:

@@ -7,6 +7,7 @@ from lmxexp.interfaces import ConfigError
 from lmxexp.model.attention.conv1d import DepthwiseConv1d
 from lmxexp.model.attention.head_width import head_width
 from lmxexp.model.attention.step_size import log_spaced_steps
+from lmxexp.model.recompute import cheap
 from lmxexp.model.recurrent_cache import RecurrentCache
 from lmxexp.ops.chunks import reset_at_documents
 from lmxexp.ops.delta_rule import delta_rule_flops, gated_delta_rule
@@ -97,8 +98,8 @@ class GatedDeltaNet(nn.Module):
         y, state = gated_delta_rule(q * self.scale, k, v, beta, log_decay, state, self.chunk)
         if cache is not None:
             cache.update(L, conv=conv, state=state)
-        y = self.norm(y.transpose(0, 2, 1, 3)) * silu(z)
-        return self.out_proj(y.reshape(B, L, -1))
+        y = self.norm(y.transpose(0, 2, 1, 3))
+        return self.out_proj(cheap(lambda y, z: (y * silu(z)).reshape(B, L, -1), y, z))
 
     def _project(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array]:
         """Queries, keys and values side by side ``(B, L, 2 keys + values)``, gates ``(B, L, H, M)``, and, in fp32, beta

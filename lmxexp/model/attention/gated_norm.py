@@ -3,6 +3,7 @@
 import mlx.core as mx
 import mlx.nn as nn
 
+from lmxexp.model.recompute import cheap
 from lmxexp.ops.exp import silu
 
 
@@ -26,6 +27,9 @@ class GatedRMSNorm(nn.Module):
         self.weight = mx.ones((dims,))
 
     def __call__(self, y: mx.array, gate: mx.array) -> mx.array:
+        return cheap(self._normalised, y, gate, self.weight)
+
+    def _normalised(self, y: mx.array, gate: mx.array, weight: mx.array) -> mx.array:
         gated = y.astype(mx.float32) * silu(gate.astype(mx.float32))
         groups = gated.reshape(*y.shape[:-1], self.n_groups, y.shape[-1] // self.n_groups)
-        return self.weight * mx.fast.rms_norm(groups, None, self.eps).reshape(y.shape).astype(y.dtype)
+        return weight * mx.fast.rms_norm(groups, None, self.eps).reshape(y.shape).astype(y.dtype)

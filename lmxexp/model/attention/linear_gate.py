@@ -7,6 +7,7 @@ Each is made by ``factory(d_model=, n_heads=, head_dim=, bias=)``, head_dim bein
 import mlx.core as mx
 import mlx.nn as nn
 
+from lmxexp.model.recompute import cheap
 from lmxexp.ops.exp import sigmoid, silu
 
 
@@ -27,7 +28,7 @@ class SiluGate(nn.Module):
         self.g_proj = nn.Linear(d_model, n_heads * head_dim, bias=bias)
 
     def __call__(self, y: mx.array, x: mx.array) -> mx.array:
-        return y * silu(self.g_proj(x))
+        return cheap(lambda y, gate: y * silu(gate), y, self.g_proj(x))
 
 
 class LowRankGate(nn.Module):
@@ -50,4 +51,4 @@ class LowRankGate(nn.Module):
         self.g_b_proj = nn.Linear(self.rank, n_heads * head_dim, bias=bias)
 
     def __call__(self, y: mx.array, x: mx.array) -> mx.array:
-        return y * sigmoid(self.g_b_proj(self.g_a_proj(x)))
+        return cheap(lambda y, gate: y * sigmoid(gate), y, self.g_b_proj(self.g_a_proj(x)))

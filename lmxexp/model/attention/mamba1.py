@@ -8,6 +8,7 @@ import mlx.nn as nn
 from lmxexp.interfaces import ConfigError, Factory
 from lmxexp.model.attention.conv1d import DepthwiseConv1d
 from lmxexp.model.attention.step_size import log_spaced_steps
+from lmxexp.model.recompute import cheap
 from lmxexp.model.recurrent_cache import RecurrentCache
 from lmxexp.ops.exp import silu
 from lmxexp.ops.selective_scan import selective_scan, selective_scan_flops
@@ -100,7 +101,7 @@ class Mamba1(nn.Module):
         y, state = selective_scan(x, dt, a, b, c, state, segment_ids, self.chunk)
         if cache is not None:
             cache.update(x.shape[1], conv=conv, state=state)
-        return self.out_proj((y + self.D * x) * silu(z))
+        return self.out_proj(cheap(lambda y, x, z, D: (y + D * x) * silu(z), y, x, z, self.D))
 
     def make_cache(self) -> RecurrentCache:
         return RecurrentCache()

@@ -10,6 +10,7 @@ import mlx.nn as nn
 from lmxexp.interfaces import ConfigError, Factory
 from lmxexp.model.attention.conv1d import DepthwiseConv1d
 from lmxexp.model.attention.step_size import log_spaced_steps
+from lmxexp.model.recompute import cheap
 from lmxexp.model.recurrent_cache import RecurrentCache
 from lmxexp.ops.chunks import reset_at_documents
 from lmxexp.ops.exp import silu
@@ -109,7 +110,7 @@ class Mamba2(nn.Module):
         if cache is not None:
             cache.update(L, conv=conv, state=state)
         y = y.reshape(B, L, self.d_inner)
-        return self.out_proj(y * silu(z) if self.norm is None else self.norm(y, z))
+        return self.out_proj(cheap(lambda y, z: y * silu(z), y, z) if self.norm is None else self.norm(y, z))
 
     def _recur(self, x, dt, b, c, state, segment_ids) -> tuple[mx.array, mx.array]:
         """The recurrence with step sizes and the skip around it: y ``(B, L, H, P)`` in the type of x, and the state."""

@@ -6,6 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from lmxexp.model.attention.conv1d import DepthwiseConv1d
+from lmxexp.model.recompute import cheap
 from lmxexp.model.recurrent_cache import RecurrentCache
 
 
@@ -41,7 +42,7 @@ class ShortConv(nn.Module):
         y, state = self.conv(b * x, None if cache is None else cache.get("conv"), segment_ids)
         if cache is not None:
             cache.update(x.shape[1], conv=state)
-        return self.out_proj(c * y)
+        return self.out_proj(cheap(mx.multiply, c, y))
 
     def make_cache(self) -> RecurrentCache:
         return RecurrentCache()

@@ -1,10 +1,13 @@
 """Experts: many feed-forwards whose weights are stacked; what fills the slot ``experts`` of a mixture."""
 
+from functools import partial
+
 import mlx.core as mx
 import mlx.nn as nn
 
 from lmxexp.interfaces import ConfigError
 from lmxexp.model.ffn.glu import gated_width
+from lmxexp.model.recompute import cheap, weighed
 from lmxexp.ops.activation import Activation
 from lmxexp.ops.activation import activation as activation_by_name
 from lmxexp.ops.embed import embed
@@ -35,6 +38,9 @@ class ExpertLinear(nn.Module):
             self.bias = mx.zeros((n_experts, n_out))
 
     def __call__(self, rows: mx.array, experts: mx.array) -> mx.array:
+        return weighed(ExpertLinear._product, self, rows, experts)
+
+    def _product(self, rows: mx.array, experts: mx.array) -> mx.array:
         y = grouped_matmul(rows, self.weight, experts)
         return y + embed(self.bias, experts) if "bias" in self else y
 
@@ -81,7 +87,7 @@ class GatedExperts(nn.Module):
 
     def __call__(self, rows: mx.array, experts: mx.array) -> mx.array:
         gate, up = self.gate_proj(rows, experts), self.up_proj(rows, experts)
-        return self.down_proj(gated(self.activation_name, gate, up), experts)
+        return self.down_proj(cheap(partial(gated, self.activation_name), gate, up), experts)
 
 
 class ClampedExperts(nn.Module):
@@ -128,9 +134,13 @@ class ClampedExperts(nn.Module):
         self.down_proj = ExpertLinear(n_experts, self.d_expert, d_model, bias)
 
     def __call__(self, rows: mx.array, experts: mx.array) -> mx.array:
-        gate = mx.minimum(self.gate_proj(rows, experts), self.limit)
-        up = mx.clip(self.up_proj(rows, experts), -self.limit, self.limit)
-        return self.down_proj((up + 1.0) * gate * sigmoid(self.alpha * gate), experts)
+        gate, up = self.gate_proj(rows, experts), self.up_proj(rows, experts)
+        return self.down_proj(cheap(self._clamped, gate, up), experts)
+
+    def _clamped(self, gate: mx.array, up: mx.array) -> mx.array:
+        gate = mx.minimum(gate, self.limit)
+        up = mx.clip(up, -self.limit, self.limit)
+        return (up + 1.0) * gate * sigmoid(self.alpha * gate)
 
 
 class PlainExperts(nn.Module):
@@ -173,7 +183,7 @@ class PlainExperts(nn.Module):
         self.down_proj = ExpertLinear(n_experts, self.d_expert, d_model, bias)
 
     def __call__(self, rows: mx.array, experts: mx.array) -> mx.array:
-        return self.down_proj(self.activation(self.up_proj(rows, experts)), experts)
+        return self.down_proj(cheap(self.activation, self.up_proj(rows, experts)), experts)
 
 
 def _width(d_expert: int | None, d_ff: int, n_active: int) -> int:

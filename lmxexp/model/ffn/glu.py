@@ -1,9 +1,12 @@
 """Gated feed-forward."""
 
+from functools import partial
+
 import mlx.core as mx
 import mlx.nn as nn
 
 from lmxexp.interfaces import Aux
+from lmxexp.model.recompute import cheap
 from lmxexp.ops.activation import Activation
 from lmxexp.ops.activation import activation as activation_by_name
 from lmxexp.ops.gated import gated
@@ -45,4 +48,4 @@ class GatedLinearUnit(nn.Module):
 
     def __call__(self, x: mx.array) -> tuple[mx.array, Aux]:
         gate, up = projections(x, [self.gate_proj, self.up_proj])
-        return self.down_proj(gated(self.activation_name, gate, up)), {}
+        return self.down_proj(cheap(partial(gated, self.activation_name), gate, up)), {}

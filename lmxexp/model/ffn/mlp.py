@@ -4,6 +4,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from lmxexp.interfaces import Aux
+from lmxexp.model.recompute import cheap
 from lmxexp.ops.activation import Activation
 from lmxexp.ops.activation import activation as activation_by_name
 
@@ -35,4 +36,4 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(d_ff, d_model, bias=bias)
 
     def __call__(self, x: mx.array) -> tuple[mx.array, Aux]:
-        return self.down_proj(self.activation(self.up_proj(x))), {}
+        return self.down_proj(cheap(self.activation, self.up_proj(x))), {}

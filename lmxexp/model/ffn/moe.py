@@ -7,6 +7,7 @@ import mlx.nn as nn
 
 from lmxexp.interfaces import Aux, ConfigError, Factory
 from lmxexp.model.ffn.experts import ExpertLinear
+from lmxexp.model.recompute import cheap
 from lmxexp.ops.experts import bring_back, copy_to_experts, sort_by_expert
 from lmxexp.ops.route import balance_loss, expert_load, router_z_loss
 
@@ -87,7 +88,7 @@ class MixtureOfExperts(nn.Module):
         self.shared_expert = shared(d_model=d_model, d_ff=n_shared * self.d_expert) if shared else None
 
     def __call__(self, x: mx.array) -> tuple[mx.array, Aux]:
-        tokens = x.reshape(-1, x.shape[-1])
+        tokens = cheap(lambda x: x.reshape(-1, x.shape[-1]), x)
         routing = self.router(tokens)
         y = self._routed(tokens, routing.indices, routing.weights.astype(x.dtype)).reshape(x.shape)
         if self.shared_expert is not None:
@@ -103,9 +104,11 @@ class MixtureOfExperts(nn.Module):
     def _routed(self, tokens: mx.array, indices: mx.array, weights: mx.array) -> mx.array:
         """``(T, D)``, experts ``(T, k)`` and weights ``(T, k)`` to ``(T, D)``."""
         order = sort_by_expert(indices)
-        rows = copy_to_experts(tokens, order)
+        copied = lambda tokens: copy_to_experts(tokens, order)
         if self.weigh == "input":
-            rows = rows * copy_to_experts(weights.reshape(-1, 1), order)
+            rows = cheap(lambda tokens, weights: copied(tokens) * copied(weights.reshape(-1, 1)), tokens, weights)
+        else:
+            rows = cheap(copied, tokens)
         y = bring_back(self.experts(rows, order.experts), order).reshape(*indices.shape, -1)
         if self.weigh == "output":
             y = y * weights[..., None]
