@@ -10,7 +10,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from lmxexp.interfaces import Aux, Shared
-from lmxexp.ops import projections, rms_norm
+from lmxexp.ops import rms_norm
 from lmxexp.ops.own_gradient import own_gradient
 from lmxexp.ops.replaced import replaced
 from lmxexp.train.random_state import STATE
@@ -81,8 +81,7 @@ def light() -> Iterator[None]:
         for name in ("rms_norm", "layer_norm"):
             stack.enter_context(replaced(mx.fast, name, partial(_norm, getattr(mx.fast, name))))
         stack.enter_context(replaced(nn.Linear, "__call__", partialmethod(_weighed_by, nn.Linear.__call__)))
-        for module in (projections, rms_norm):  # whose gradients keep what they are given
-            stack.enter_context(replaced(module, "is_ours", lambda *_: False))
+        stack.enter_context(replaced(rms_norm, "is_ours", lambda *_: False))  # its gradient keeps what it is given
         before, _made = _made, {}
         try:
             yield

@@ -26,7 +26,7 @@ from lmxexp.train.parts import CURVATURE, PART, UPDATE, WHOLE, n_parts, traces
 from lmxexp.train.precision import cast
 from lmxexp.train.random_state import STATE
 from lmxexp.train.sentinel import CompileSentinel
-from lmxexp.train.step import add, clipped, global_norm, in_rows, shown, split
+from lmxexp.train.step import add, clipped, global_norm, shown, split
 
 Arrays = dict[str, mx.array]
 
@@ -215,7 +215,7 @@ class PopulationStep:
 
         with _Restored(self._model, [self._loss, *self._leaves]):
             (_, (each, aux, keys)), gradient = mx.value_and_grad(total)(trainable)
-        return in_rows(gradient), each, aux, keys
+        return gradient, each, aux, keys
 
     def _loss_of_one(
         self, loss_of: Any, trainable: Arrays, others: Arrays, key: mx.array, settings: Settings, arrays: Arrays
@@ -256,7 +256,7 @@ class PopulationStep:
             put(leaf, own_settings)
             leaf._schedulers = {name: _constant(rate) for name, rate in own_rates.items()}
         norm = global_norm(gradient)
-        gradient = clipped(gradient, norm, self.max_grad_norm, like=trainable)
+        gradient = clipped(gradient, norm, self.max_grad_norm)
         nested: Any = (tree_unflatten(list(tree.items())) for tree in (gradient, trainable))
         self._put(others)
         self._model.update(self._optimizer.apply_gradients(*nested))

@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, TypeVar
 
 import mlx.core as mx
 
-from lmxexp.ops.trees import by_path
-
 if TYPE_CHECKING:
     from lmxexp.interfaces import Batch, Stage
     from lmxexp.train.step import TrainStep
@@ -89,28 +87,20 @@ class Alone:
         trainer.ahead = False
         # Not while shapes are new: the time that the compiler takes would be that of the step before.
         if trainer.stage(trainer.step) == self._compiled and trainer.goes_on():
-            self._under_way, trainer.ahead = self._begin(trainer.step + 1, after=this), True
-        else:
-            mx.async_eval(this.state)
+            self._under_way, trainer.ahead = self._begin(trainer.step + 1), True
         mx.eval(this.scalars)
         self._compiled = trainer.stage(trainer.step)
         begun, self._done_at = max(this.begun, self._done_at), time.perf_counter()
         return Stepped(this.scalars, self._done_at - begun, this.waited)
 
-    def _begin(self, step: int, after: _UnderWay | None = None) -> _UnderWay:
-        """Let the device compute a step up to its scalars; first the updates of the one before."""
+    def _begin(self, step: int) -> _UnderWay:
         begun = time.perf_counter()
         if self._step is None:
             self._step = self._trainer.make_step()
         batch, waited = self._batches(step)
         scalars = self._step(batch)
-        # To make the graph of a step takes the host milliseconds, in which the device needs something to compute.
-        # MLX lets the host be ten command buffers ahead: of small updates that is next to nothing, of gradients enough.
-        if after is not None:
-            mx.async_eval(after.state)
-            after.state.clear()  # or nothing could be computed in the place of what was
-        mx.async_eval(scalars)
-        return _UnderWay(scalars, list(by_path(self._step.state).values()), begun, waited)
+        mx.async_eval(scalars, self._step.state)
+        return _UnderWay(scalars, begun, waited)
 
     def forget(self) -> None:
         """Let go of the run and its state."""
@@ -121,7 +111,6 @@ class Alone:
 @dataclass(frozen=True)
 class _UnderWay:
     scalars: dict[str, mx.array]
-    state: list[mx.array]
     begun: float
     waited: float
 

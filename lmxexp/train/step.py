@@ -7,12 +7,10 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers
-from mlx.utils import tree_map, tree_unflatten
+from mlx.utils import tree_map
 
-from lmxexp import device
 from lmxexp.interfaces import Aux, Batch, Loss, Stage
 from lmxexp.model.language_model import LanguageModel
-from lmxexp.ops.cast import cast_all
 from lmxexp.ops.once import once
 from lmxexp.ops.sum_of_squares import sum_of_squares
 from lmxexp.ops.trees import by_path
@@ -127,24 +125,17 @@ class TrainStep:
     def _gradient(self, arrays: Arrays, across: bool = False) -> tuple[Any, Any, mx.array, Aux]:
         """``across``: over the rows of all devices."""
         params = self.model.trainable_parameters()
-        # With respect to what is computed with: the gradient of weights in fp32 would be one cast more.
-        computed = params
-        if self.devices is None and self.compute_dtype is not None:
-            leaves = by_path(params)
-            narrow = cast_all(list(leaves.values()), self.compute_dtype)
-            computed = tree_unflatten(list(zip(leaves, narrow, strict=True)))
         # Around the gradient as well: with train.remat it computes layers, and draws what they drop, once more.
         with nullcontext() if self.devices is None else self.devices.draws():
-            (loss, aux), gradient = self._value_and_grad(computed, arrays, across)
+            (loss, aux), gradient = self._value_and_grad(params, arrays, across)
         self.model.update(params)  # the trace left its casts there
-        gradient = in_rows(gradient)
         if across and self.devices is not None:
             gradient, loss, aux = self.devices.mean(gradient, loss, aux)
         return params, gradient, loss, aux
 
     def _update(self, params: Any, gradient: Any, loss: mx.array, aux: Aux) -> Arrays:
         norm = global_norm(gradient) if self.devices is None else self.devices.norm(gradient)
-        gradient = clipped(gradient, norm, self.max_grad_norm, like=params)
+        gradient = clipped(gradient, norm, self.max_grad_norm)
         self.model.update(self.optimizer.apply_gradients(gradient, params))
         self.model.after_update(aux)
         scalars = {"train/loss": loss, "train/grad_norm": norm, **learning_rates(self.optimizer), **shown(aux)}
@@ -214,22 +205,12 @@ def global_norm(tree: Any) -> mx.array:
     return mx.sqrt(sum_of_squares(list(by_path(tree).values())))
 
 
-def clipped(gradient: Any, norm: mx.array, max_norm: float | None, like: Any) -> Any:
-    """A tree of gradients whose `global_norm` is ``norm``, scaled down to ``max_norm`` if that is less.
-
-    Args:
-        like: a tree of arrays that have the types that are wanted.
-    """
+def clipped(gradient: Any, norm: mx.array, max_norm: float | None) -> Any:
+    """A tree of gradients whose `global_norm` is ``norm``, scaled down to ``max_norm`` if that is less."""
     if max_norm is None:
-        return tree_map(lambda g, p: g.astype(p.dtype), gradient, like)
+        return gradient
     factor = once(mx.minimum(max_norm / (norm + 1e-6), 1.0))
-    return tree_map(lambda g, p: (g.astype(mx.float32) * factor).astype(p.dtype), gradient, like)
-
-
-def in_rows(gradient: Any) -> Any:
-    """A tree of gradients that lie in memory as parameters do. Those of matrices come transposed out of a product, and
-    on a GPU an update of arrays of both kinds takes three times as long as the copy and the update of one kind."""
-    return tree_map(mx.contiguous, gradient) if device.is_gpu() else gradient
+    return tree_map(lambda g: g * factor.astype(g.dtype), gradient)
 
 
 def add(total: Any, part: Any) -> Any:

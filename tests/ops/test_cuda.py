@@ -1,17 +1,14 @@
 """Kernels for CUDA beside their twins of MLX's operations. Here they cannot run without such a device."""
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 import pytest
 
 from lmxexp.ops import cuda, fused, rms_norm
 from lmxexp.ops.attend import attend, causal_mask, segment_mask
-from lmxexp.ops.cast import cast_all
 from lmxexp.ops.embed import embed, sum_rows
 from lmxexp.ops.gated import _gated
 from lmxexp.ops.head_loss import head_loss
-from lmxexp.ops.projections import projections
 from lmxexp.ops.rope import rope
 from lmxexp.ops.sum_of_squares import sum_of_squares
 
@@ -204,31 +201,6 @@ def test_gradient_of_rms_norm(beside, dtype, tolerance):
     of_x = g * w * r - a * r**3 * (g * w * a).mean(-1, keepdims=True) + (s if beside else 0.0)
     for ours, want in zip(got, (of_x, (g * a * r).sum(0)), strict=True):
         assert np.abs(np.array(ours.astype(mx.float32)) - want).max() < tolerance * np.abs(want).max()
-
-
-@needs_cuda
-@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
-def test_projections(beside_its_twin, dtype, tolerance):
-    layers = [nn.Linear(64, n, bias=False) for n in (128, 32, 40)]
-    for i, layer in enumerate(layers):
-        layer.weight = random(layer.weight.shape[0], 64, dtype=dtype, seed=i)
-    x = random(3, 50, 64, dtype=dtype, seed=7)
-    c = [random(3, 50, layer.weight.shape[0], seed=8) for layer in layers]
-
-    def loss(x):
-        return sum((y * g).sum() for y, g in zip(projections(x, layers), c, strict=True))
-
-    beside_its_twin(lambda: list(mx.value_and_grad(loss)(x)), tolerance)
-
-
-@needs_cuda
-@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
-def test_cast_all(beside_its_twin, dtype):
-    shapes = [(3,), (100, 7), (768, 768), (2048, 769), (1,)] * 60
-    arrays = [random(*shape, seed=i) for i, shape in enumerate(shapes)]
-    arrays[3], arrays[7] = arrays[3].T, arrays[7].astype(mx.bfloat16)
-    arrays.append(mx.arange(5))
-    beside_its_twin(lambda: mx.compile(lambda *a: cast_all(a, dtype))(*arrays), 0.0)
 
 
 @needs_cuda

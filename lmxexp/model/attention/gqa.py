@@ -8,7 +8,6 @@ import mlx.nn as nn
 from lmxexp.interfaces import ConfigError, Factory, Shared
 from lmxexp.model.attention.reach import Full
 from lmxexp.ops.attend import attend
-from lmxexp.ops.projections import projections
 
 
 class GroupedQueryAttention(nn.Module):
@@ -122,9 +121,9 @@ class GroupedQueryAttention(nn.Module):
     def _project(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         """``(B, L, D)`` to queries ``(B, H, L, C)`` and keys and values ``(B, K, L, C)``, before positions."""
         B, L, _ = x.shape
-        q, k, v = projections(x, [self.q_proj, self.k_proj, self.v_proj])
-        q = q.reshape(B, L, self.n_heads, self.head_dim)
-        k, v = (a.reshape(B, L, self.n_kv_heads, self.head_dim) for a in (k, v))
+        q = self.q_proj(x).reshape(B, L, self.n_heads, self.head_dim)
+        k = self.k_proj(x).reshape(B, L, self.n_kv_heads, self.head_dim)
+        v = self.v_proj(x).reshape(B, L, self.n_kv_heads, self.head_dim)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         return q.transpose(0, 2, 1, 3), k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)

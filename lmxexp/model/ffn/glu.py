@@ -10,7 +10,6 @@ from lmxexp.model.recompute import cheap
 from lmxexp.ops.activation import Activation
 from lmxexp.ops.activation import activation as activation_by_name
 from lmxexp.ops.gated import gated
-from lmxexp.ops.projections import projections
 
 
 def gated_width(d_model: int) -> int:
@@ -47,5 +46,5 @@ class GatedLinearUnit(nn.Module):
         self.down_proj = nn.Linear(d_ff, d_model, bias=bias)
 
     def __call__(self, x: mx.array) -> tuple[mx.array, Aux]:
-        gate, up = projections(x, [self.gate_proj, self.up_proj])
-        return self.down_proj(cheap(partial(gated, self.activation_name), gate, up)), {}
+        product = cheap(partial(gated, self.activation_name), self.gate_proj(x), self.up_proj(x))
+        return self.down_proj(product), {}
