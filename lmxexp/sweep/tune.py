@@ -120,7 +120,7 @@ def left_behind(key: str, cfg: DictConfig) -> dict[str, float]:
 
 
 def _inner_rates(node: DictConfig, key: str) -> Iterator[tuple[str, float]]:
-    for name in node:
+    for name in map(str, node):
         if OmegaConf.is_interpolation(node, name) or not isinstance(inner := node[name], DictConfig):
             continue
         if not OmegaConf.is_interpolation(inner, "learning_rate") and _positive(rate := inner.get("learning_rate")):
