@@ -149,7 +149,6 @@ def steps_in_parts(
     n_parts = parallel.n_parts(world.size, settings)
     ledger = Ledger(model, optimizer, loss, share, compute_dtype, document_mask=document_mask, n_devices=n_parts)
     adapts = settings.n_micro == "auto" and world.size == 1  # others would wait for the one that begins again
-    by_hand = shared if settings.n_micro == "auto" and not adapts else None
     known = before.get("n_micro") if at_least == 1 and parallel.were(before, world.size) else None
     n_micro = world.from_main(lambda: with_parts(share, ledger, known=known, at_least=at_least).parts)
     settings = dataclasses.replace(settings, n_micro=n_micro)
@@ -221,7 +220,8 @@ def steps_in_parts(
         job_type=sweep.get("mode") or "run",
         side_by_side=side_by_side,
     )
-    too_large = functools.partial(out_of_memory, ledger=ledger, adapts=adapts, by_hand=by_hand)
+    too_large = functools.partial(out_of_memory, ledger=ledger, adapts=adapts)
+    too_large = parallel.without_another_try(world, shared, config["train"], too_large)
     return (yield from _fit(trainer, logger, info, until, too_large, begun))
 
 

@@ -196,9 +196,7 @@ def _divisors(n: int, at_least: int) -> list[int]:
     return [d for d in range(at_least, n + 1) if n % d == 0]
 
 
-def out_of_memory(
-    error: BaseException, trainer: Any, ledger: Ledger, *, adapts: bool, by_hand: Path | None = None
-) -> OutOfMemoryError:
+def out_of_memory(error: BaseException, trainer: Any, ledger: Ledger, *, adapts: bool) -> OutOfMemoryError:
     """What a run says when it ends for want of memory.
 
     Args:
@@ -206,7 +204,6 @@ def out_of_memory(
         trainer: the run's.
         ledger: the run's.
         adapts: whether ``n_micro`` is to be chosen here.
-        by_hand: the run's directory, where ``n_micro=auto`` cannot begin again by itself: one of several devices.
     """
     ledger.let_go()
     settings = trainer.settings
@@ -214,17 +211,12 @@ def out_of_memory(
     more = _divisors(ledger.batch_size, now + 1)
     if more and adapts:
         mend = ""
-    elif more and by_hand is not None:
-        mend = (
-            f"; on several devices train.n_micro=auto does not begin again by itself: go on with resume={by_hand} "
-            f"train.n_micro={more[0]}"
-        )
     elif more:
         mend = f"; train.n_micro={more[0]} computes the same batch in smaller parts, train.n_micro=auto finds how many"
     else:
         mend = "; choose a smaller model, train.batch_size or train.seq_len"
-    if isinstance(error, MemoryLimitError):  # which names a mend itself
-        what = f"{error}{mend if by_hand is not None else ''}"
+    if isinstance(error, MemoryLimitError):
+        what = str(error)
     else:
         what = f"out of memory in step {trainer.step + 1} ({' '.join(str(error).split())[:200]}){mend}"
     return OutOfMemoryError(

@@ -7,7 +7,6 @@ import random
 import sys
 import weakref
 from pathlib import Path
-from types import SimpleNamespace
 
 import mlx.core as mx
 import numpy as np
@@ -31,7 +30,6 @@ from lmxexp.train.memory import (
     OutOfMemoryError,
     fewest_parts,
     is_out_of_memory,
-    out_of_memory,
     with_parts,
 )
 from lmxexp.train.step import TrainStep
@@ -127,18 +125,6 @@ def test_other_values_are_refused(value):
 )
 def test_what_is_out_of_memory(error, is_one):
     assert is_out_of_memory(error) is is_one
-
-
-@pytest.mark.parametrize("error", [MemoryError("no room"), MemoryLimitError("peak memory is above the limit")])
-def test_what_is_said_on_several_devices(error):
-    """Where auto was asked for, that it is no mend; and what is."""
-    settings, ledger = ledger_of("train.batch_size=8", "train.n_micro=2")
-    trainer = SimpleNamespace(settings=settings, step=3, run_dir=Path("own"))
-    told = out_of_memory(error, trainer, ledger, adapts=False, by_hand=Path("shared"))
-    assert told.parts is None
-    assert str(error) in str(told)
-    assert "train.n_micro=auto does not begin again by itself: go on with resume=shared train.n_micro=4" in str(told)
-    assert "finds how many" not in str(told)
 
 
 # --- in a run ---------------------------------------------------------------------------------------------------------
