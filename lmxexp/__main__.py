@@ -79,7 +79,7 @@ def _hydra(line: arguments.CommandLine, full_argv: list[str]) -> int:
     import hydra
     from hydra.errors import HydraException
 
-    from lmxexp.cli import resume, sweeps
+    from lmxexp.cli import resume, run_mode, sweeps
     from lmxexp.cli.conf import conf_dir
     from lmxexp.cli.point import Points
     from lmxexp.compose import CONFIG_NAME, VERSION_BASE, install, started
@@ -108,7 +108,8 @@ def _hydra(line: arguments.CommandLine, full_argv: list[str]) -> int:
     sys.argv[:] = ["lmxexp", *line.argv()]
     session.command(full_argv)
     try:
-        hydra.main(version_base=VERSION_BASE, config_path=str(conf_dir()), config_name=CONFIG_NAME)(points)()
+        with run_mode.told(line):
+            hydra.main(version_base=VERSION_BASE, config_path=str(conf_dir()), config_name=CONFIG_NAME)(points)()
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         return session.finish() or code

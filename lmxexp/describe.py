@@ -243,7 +243,7 @@ def _training(
             build(cfg.loss),
             share,
             precision.compute_dtype(chosen),
-            document_mask=bool(cfg.data.get("document_mask", False)),
+            document_mask=_document_mask(cfg.data),
             n_devices=n_parts,
         )
         chosen_way = fitted(share, ledger)
@@ -251,6 +251,13 @@ def _training(
     except ValueError as error:  # a primitive that MLX cannot trace
         return chosen, parts, None, str(error)
     return chosen, parts, memory, ""
+
+
+def _document_mask(data: DictConfig) -> bool:
+    """Whether batches will have ``segment_ids``: as the data says, or each of the sources that it is made of."""
+    of = data.get("sources")
+    nodes = [data, *(node for node in (of.values() if hasattr(of, "values") else ()) if hasattr(node, "get"))]
+    return any(bool(node.get("document_mask", False)) for node in nodes)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -89,7 +89,11 @@ class Mixer(Protocol):
 
 
 class Position(Protocol):
-    """How a mixer learns about order, inside attention. Made by ``factory(head_dim=, n_heads=)``."""
+    """How a mixer learns about order, inside attention. Made by ``factory(head_dim=, n_heads=)``.
+
+    One with a true attribute ``takes_places`` counts from the beginning of each document: with documents kept apart,
+    ``rotate`` is called with ``places=``, ``(B, L)``, where each position stands in its own.
+    """
 
     def rotate(self, q: mx.array, k: mx.array, offset: int) -> tuple[mx.array, mx.array]:
         """``(B, H, L, C), (B, K, L, C)`` to the same; ``offset`` is the position of the first of the L."""

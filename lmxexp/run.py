@@ -225,6 +225,7 @@ def steps_in_parts(
         side_by_side=side_by_side,
     )
     too_large = functools.partial(out_of_memory, ledger=ledger, adapts=adapts)
+    too_large = parallel.without_another_try(world, shared, config["train"], too_large)
     return (yield from _fit(trainer, logger, info, until, too_large, begun))
 
 

@@ -141,6 +141,14 @@ def test_memory_is_about_what_a_step_takes(overrides):
     assert describe(cfg).memory.peak == pytest.approx(measured_peak(cfg), rel=0.2)
 
 
+def test_documents_of_a_mixture_are_kept_apart_in_the_estimate():
+    source = ["+data@data.sources.a=text", "data.sources.a.path=none.txt", "data.sources.a.document_mask=true"]
+    mixture = describe(compose([*SMALL, "data=mixture", *source])).memory
+    alone = describe(compose([*SMALL, "data=text", "data.path=none.txt", "data.document_mask=true"])).memory
+    assert mixture == alone
+    assert mixture.peak > describe(compose([*SMALL, "data=mixture", *source[:2]])).memory.peak
+
+
 def test_mistakes_are_those_of_a_run():
     with pytest.raises(ConfigError, match=r"model\.n_heads=5 must be a multiple of model\.n_kv_heads=2"):
         describe(compose(["model.n_heads=5"]))

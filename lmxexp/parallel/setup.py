@@ -4,7 +4,7 @@ computed."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from lmxexp.parallel.averaged import Averaged
 from lmxexp.parallel.sharded import Sharded, check_optimizer
 from lmxexp.parallel.world import Ranks, World
 from lmxexp.run_files import write_json
+from lmxexp.train.memory import OutOfMemoryError
 from lmxexp.train.settings import TrainSettings
 
 
@@ -128,6 +129,35 @@ def resumable_after_death(world: World, run_dir: Path, record: Mapping[str, Any]
             world.watch.on_death = lambda message: write_json(
                 run_dir / "run.json", {**record, "status": "failed", "error": message}
             )
+
+
+def without_another_try(
+    world: World,
+    run_dir: Path,
+    train: Mapping[str, Any],
+    too_large: Callable[[BaseException, Any], OutOfMemoryError],
+) -> Callable[[BaseException, Any], OutOfMemoryError]:
+    """What says why a run ends for want of memory. On several devices ``auto`` does not go on with less by itself, as
+    the others would wait for the one that begins again: then it says how the run goes on, too.
+
+    Args:
+        train: the node of the configuration.
+        too_large: says it for one device.
+    """
+    autos = [f"train.{key}=auto" for key in ("n_micro", "remat") if train.get(key) == "auto"]
+    if world.size == 1 or not autos:
+        return too_large
+
+    def told(error: BaseException, trainer: Any) -> OutOfMemoryError:
+        found = too_large(error, trainer)
+        mend = (
+            f"resume={run_dir} goes on, with a larger train.n_micro beside it (the last had {trainer.settings.parts})"
+        )
+        return OutOfMemoryError(
+            f"{found}; on several devices {' and '.join(autos)} cannot begin again by itself: {mend}", run_dir, None
+        )
+
+    return told
 
 
 def record(world: World, settings: TrainSettings) -> dict[str, Any]:

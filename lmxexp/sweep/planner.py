@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -93,6 +94,7 @@ class Planner:
                 self._preparation.identity(cfg, point.config)  # reads the data, if it is there
                 points.append(point)
         problems.refuse()
+        self._tell_left_behind(points)
         solved = self._match(points)
         planned: dict[str, Planned] = {}
         for point, solution in zip(points, solved, strict=True):
@@ -133,6 +135,23 @@ class Planner:
         values = bracket(tune, first)
         self.tune = {"key": tune.key, "values": list(values)}
         return expand(lines, tune, values)
+
+    def _tell_left_behind(self, points: Sequence[_Composed]) -> None:
+        """Learning rates that the bracket does not move, once for each optimizer: an arm is not tuned in all."""
+        from lmxexp.sweep.tune import left_behind
+
+        if self.tune is None:
+            return
+        told = {}
+        for point in points:
+            for key, rate in left_behind(self.tune["key"], point.cfg).items():
+                told[f"optim={point.cfg.choice.optim}: {key}={rate:g}"] = key
+        for what, key in told.items():
+            print(
+                f"lmxexp: note: tune.key={self.tune['key']} does not move that of {what}; '{key}=${{..learning_rate}}' "
+                f"makes them one, tune.key={key} tunes it by itself",
+                file=sys.stderr,
+            )
 
     def _match(self, points: list[_Composed]) -> list[dict[str, Any]]:
         """Of each point what was asked for and what is solved for; the solution is put into its configuration."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from omegaconf import DictConfig, OmegaConf
@@ -102,6 +102,30 @@ def expand(points: Sequence[Sequence[str]], tune: Tune, values: Sequence[float])
                     "leave it out, or give the values: tune.values=[…]"
                 )
     return [[*point, f"{tune.key}={value!r}"] for point in points for value in values]
+
+
+def left_behind(key: str, cfg: DictConfig) -> dict[str, float]:
+    """Of a tuned learning rate, those of the optimizers inside, which keep their number whatever it becomes.
+
+    Args:
+        key: that is tuned.
+        cfg: of one point, composed and unresolved.
+
+    Returns:
+        By their keys; nothing where the two are one number, or the key is no learning rate.
+    """
+    parent, _, last = short_names.expand(key).rpartition(".")
+    node = OmegaConf.select(cfg, parent) if last == "learning_rate" else None
+    return dict(_inner_rates(node, parent)) if isinstance(node, DictConfig) else {}
+
+
+def _inner_rates(node: DictConfig, key: str) -> Iterator[tuple[str, float]]:
+    for name in map(str, node):
+        if OmegaConf.is_interpolation(node, name) or not isinstance(inner := node[name], DictConfig):
+            continue
+        if not OmegaConf.is_interpolation(inner, "learning_rate") and _positive(rate := inner.get("learning_rate")):
+            yield f"{key}.{name}.learning_rate", rate
+        yield from _inner_rates(inner, f"{key}.{name}")
 
 
 def _sets(override: str, key: str) -> bool:

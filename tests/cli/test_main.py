@@ -1,5 +1,6 @@
 import csv
 import importlib
+import logging
 import math
 import signal
 from pathlib import Path
@@ -27,6 +28,13 @@ def test_one_run(cli, tmp_path):
     assert OmegaConf.to_container(cfg)["schedule"]["steps"] == "${train.steps}"
     assert cli.argvs[0][1:] == ["attention=mha", "hydra.run.dir=here"]
     assert "model/attention" not in (tmp_path / "here/.hydra/overrides.yaml").read_text()
+
+
+def test_packages_that_announce_themselves_are_not_heard(cli):
+    logging.getLogger("datasets").setLevel(logging.NOTSET)
+    assert cli() == 0, cli.err
+    assert not logging.getLogger("datasets.config").isEnabledFor(logging.INFO)
+    assert logging.getLogger("lmxexp").isEnabledFor(logging.INFO)
 
 
 def test_the_default_directory_carries_the_name(cli, tmp_path, monkeypatch):

@@ -26,8 +26,6 @@ CHANGED = 7
 RAMP = SeqLen(steps=4, batch_size=4, seq_len=LENGTH, start=LENGTH // 2, until=0.5)
 MIXERS = [f"attention={kind}" for kind in one_of_each_class("attention") if kind != "none"]
 POSITIONS = [f"position={kind}" for kind in one_of_each_class("position") if kind not in ("rope", "none")]
-COUNTED_FROM_THE_ROW = ("attention=nsa",)
-"""Whose blocks begin where the row does."""
 
 every_mixer = pytest.mark.parametrize("overrides", [(kind,) for kind in MIXERS + POSITIONS], ids=" ".join)
 
@@ -178,8 +176,6 @@ def test_compiled_and_in_a_population(tmp_path, overrides):
 @every_mixer
 def test_a_document_is_what_it_would_be_alone(overrides):
     """Wherever it stands in its row: positions, chunks and states begin with it."""
-    if overrides[0] in COUNTED_FROM_THE_ROW:
-        return
     model = small_model(*overrides)
     x = tokens()
     ids = mx.array([[3] * 7 + [1] * 9 + [2] * (LENGTH - 16)] * 2)

@@ -1,5 +1,7 @@
 """Native sparse attention (attention=nsa) against a query-by-query loop in float64."""
 
+import itertools
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -125,19 +127,29 @@ def test_no_gradient_through_the_choice_but_through_the_weights():
     assert mx.abs(gradient).max().item() > 1e-3
 
 
+@pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("border", [1, 6, 10, 31])
-def test_documents_do_not_meet(border):
-    """What a document's positions see does not depend on the other, wherever the border lies in a block; where it lies
-    between blocks, a document is as if alone."""
-    module, x = mixer(), inputs()
+def test_documents_do_not_meet(border, position):
+    """What a document's positions see does not depend on the other, wherever the border lies: each is as if alone, with
+    blocks that begin where it does."""
+    module, x = mixer(position=POSITIONS[position]), inputs()
     ids = mx.array([[0] * border + [1] * (LENGTH - border)] * 2)
     y = module(x, segment_ids=ids)
     assert relative_error(y[:, :border], module(x[:, :border])) < 2e-6
     changed = mx.array(x)
     changed[:, :border] += 3.0
     assert mx.array_equal(module(changed, segment_ids=ids)[:, border:], y[:, border:]).item()
-    if border % 3 == 0:
-        assert relative_error(y[:, border:], module(x[:, border:])) < 1e-5
+    assert relative_error(y[:, border:], module(x[:, border:])) < 1e-5
+
+
+def test_documents_of_every_row_have_blocks_of_their_own():
+    module, x = mixer(), inputs()
+    borders = [0, 5, 6, 20, LENGTH], [0, 1, 13, 15, LENGTH]
+    ids = mx.array([[sum(t >= b for b in row[1:]) for t in range(LENGTH)] for row in borders])
+    y = module(x, segment_ids=ids)
+    for i, row in enumerate(borders):
+        for begin, end in itertools.pairwise(row):
+            assert relative_error(y[i, begin:end], module(x[i : i + 1, begin:end])[0]) < 1e-5
 
 
 def test_document_starts():

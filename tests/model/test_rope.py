@@ -11,6 +11,7 @@ from mlx.utils import tree_flatten
 
 from lmxexp.interfaces import ConfigError
 from lmxexp.model.position.rope import RoPE
+from lmxexp.model.position.rotated import rotated
 from lmxexp.model.position.scaling import NTK, Linear, Llama3, YaRN
 from lmxexp.model.position.temperature import Temperature
 from tests.contracts.small_models import LENGTH, relative_error, small_config, small_model
@@ -218,6 +219,18 @@ def test_temperature_grows_in_steps():
     assert position.bias(3, 5) is None
     half, _ = position.rotate(q.astype(mx.bfloat16), q.astype(mx.bfloat16), 2)
     assert half.dtype == mx.bfloat16
+
+
+def test_temperature_counts_from_each_documents_beginning():
+    position = Temperature(head_dim=2, n_heads=1, floor_scale=2, attn_scale=0.5)
+    q = mx.ones((2, 1, 6, 2))
+    ids = mx.array([[0, 0, 0, 1, 1, 1], [0, 1, 1, 1, 1, 2]])
+    got, _ = rotated(position, q, q, None, ids)
+    alone, _ = rotated(position, q, q, None, None)
+    factors = alone[0, 0, :, 0].tolist()
+    want = [factors[:3] * 2, [factors[0], *factors[:4], factors[0]]]
+    assert got[:, 0, :, 0].tolist() == want
+    assert factors[3] > factors[1] > factors[0]
 
 
 def test_yarn_scores_of_latent_attention_are_sharpened():

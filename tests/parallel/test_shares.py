@@ -1,5 +1,9 @@
 """What a process has of the batch, of random numbers, of the model, and of memory."""
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -8,11 +12,13 @@ from lmxexp import compose
 from lmxexp.build import build
 from lmxexp.optim.build import optimizer_of
 from lmxexp.parallel.draws import rows_of
+from lmxexp.parallel.setup import without_another_try
+from lmxexp.parallel.world import ALONE
 from lmxexp.ramp.batch_size import BatchSize
 from lmxexp.ramp.none import NoRamp
 from lmxexp.ramp.seq_len import SeqLen
 from lmxexp.train.in_parts import InParts
-from lmxexp.train.memory import Ledger
+from lmxexp.train.memory import Ledger, OutOfMemoryError
 from lmxexp.train.random_state import STATE
 from tests.ramp.test_stages import Numbered
 
@@ -94,3 +100,16 @@ def test_the_ledger_of_parts(n, n_micro):
     assert parts.optimizer == pytest.approx(whole.optimizer / n, abs=scalars)
     assert parts.peak < whole.peak
     assert parts.logits == whole.logits, "the batch is that of one device in both"
+
+
+@pytest.mark.parametrize("auto", [{"n_micro": "auto"}, {"n_micro": 2, "remat": "auto"}])
+def test_out_of_memory_on_several_devices_says_how_to_go_on(auto):
+    error = OutOfMemoryError("out of memory in step 3", Path("own"), None)
+    trainer = SimpleNamespace(settings=SimpleNamespace(parts=2))
+    pair: Any = SimpleNamespace(size=2)
+    told = without_another_try(pair, Path("shared"), auto, lambda *_: error)(MemoryError(), trainer)
+    key = next(f"train.{key}=auto" for key, value in auto.items() if value == "auto")
+    assert str(told).startswith(f"out of memory in step 3; on several devices {key} cannot begin again by itself: ")
+    assert "resume=shared goes on, with a larger train.n_micro beside it (the last had 2)" in str(told)
+    for world, train in ((pair, {"n_micro": 2}), (ALONE, auto)):
+        assert without_another_try(world, Path("shared"), train, lambda *_: error)(MemoryError(), trainer) is error

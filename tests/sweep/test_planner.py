@@ -241,6 +241,15 @@ def test_every_arm_is_tried_at_every_value(plan, hydra):
     assert facts["tune"] == {"key": "optim.learning_rate", "values": [0.001, 0.01]}
 
 
+def test_a_learning_rate_that_is_not_tuned_is_told_of_once(plan, capsys):
+    plan("optim=adamw,muon", "seed=1,2", "tune=optim.learning_rate", "tune.values=[0.01,0.001]")
+    err = capsys.readouterr().err
+    assert err.count("note:") == 1
+    assert "tune.key=optim.learning_rate does not move that of optim=muon: optim.adamw.learning_rate=0.001" in err
+    plan("optim=adamw,muon_moonlight", "tune=optim.learning_rate", "tune.values=[0.01,0.001]")
+    assert capsys.readouterr().err == ""
+
+
 def test_a_mistake_that_all_tuned_points_share_is_told_once(plan):
     problems = refused(lambda: plan("tune=optim.learning_rate", "tune.trials=3", "model.n_heads=3"))
     assert len(problems) == 1

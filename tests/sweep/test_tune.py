@@ -9,7 +9,7 @@ from lmxexp import compose
 from lmxexp.build import build
 from lmxexp.cli.validate import check
 from lmxexp.interfaces import ConfigError
-from lmxexp.sweep.tune import Tune, bracket, expand
+from lmxexp.sweep.tune import Tune, bracket, expand, left_behind
 
 LR = "optim.learning_rate"
 
@@ -121,6 +121,25 @@ def test_other_overrides_are_none_of_its_business():
     # A choice of the whole group brings a learning rate of its own, which the bracket replaces.
     points = [["optim=lion", "optim.weight_decay=0.1", "optim={weight_decay: 0.2}", "optim.learning_rates=1"]]
     assert expand(points, Tune(LR), [0.1]) == [[*points[0], "optim.learning_rate=0.1"]]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "left"),
+    [
+        (["optim=adamw"], LR, {}),
+        (["optim=muon"], LR, {"optim.adamw.learning_rate": 0.001}),
+        (["optim=dion"], LR, {"optim.adamw.learning_rate": 0.001}),
+        (["optim=muon"], "optim.weight_decay", {}),
+        (["optim=muon"], "optim.adamw.learning_rate", {}),
+        (["optim=muon", "optim.adamw.learning_rate=${..learning_rate}"], LR, {}),
+        (["optim=muon_moonlight"], LR, {}),
+        (["optim=normuon"], LR, {}),
+        (["optim=cautious"], LR, {}),
+        (["optim=cautious", "optim@optim.inner=muon"], LR, {"optim.inner.adamw.learning_rate": 0.001}),
+    ],
+)
+def test_learning_rates_that_a_bracket_leaves_as_they_are(overrides, key, left):
+    assert left_behind(key, cfg(*overrides)) == left
 
 
 def test_built_from_a_node():

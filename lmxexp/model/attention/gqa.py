@@ -7,6 +7,7 @@ import mlx.nn as nn
 
 from lmxexp.interfaces import ConfigError, Factory, Shared
 from lmxexp.model.attention.reach import Full
+from lmxexp.model.position.rotated import rotated
 from lmxexp.ops.attend import attend
 
 
@@ -109,8 +110,7 @@ class GroupedQueryAttention(nn.Module):
             first = shared.setdefault("first_values", v)
             if self.value_residual is not None:
                 v = self.value_residual(v, first)
-        if self.position is not None:
-            q, k = self.position.rotate(q, k, 0 if cache is None else cache.offset)
+        q, k = rotated(self.position, q, k, cache, segment_ids)
         if cache is not None:
             k, v = cache.update_and_fetch(k, v)
         end = L if cache is None else cache.offset

@@ -7,6 +7,7 @@ import mlx.nn as nn
 
 from lmxexp.interfaces import ConfigError, Factory
 from lmxexp.model.attention.head_width import head_width
+from lmxexp.model.position.rotated import rotated
 from lmxexp.model.recurrent_cache import RecurrentCache
 from lmxexp.ops.chunks import reset_at_documents
 from lmxexp.ops.linear_attention import linear_attention, linear_attention_flops
@@ -115,8 +116,7 @@ class LinearAttention(nn.Module):
             proj(x).reshape(B, L, self.n_heads, -1).transpose(0, 2, 1, 3)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        if self.position is not None:
-            q, k = self.position.rotate(q, k, 0 if cache is None else cache.offset)
+        q, k = rotated(self.position, q, k, cache, segment_ids)
         features = _FEATURES[self.feature_map]
         q, k = features(q.astype(mx.float32)) * self.scale, features(k.astype(mx.float32))
         if self.normalise == "sum":

@@ -8,6 +8,7 @@ import mlx.nn as nn
 from lmxexp.interfaces import ConfigError, Factory
 from lmxexp.model.attention.head_width import head_width
 from lmxexp.model.attention.reach import Full
+from lmxexp.model.position.rotated import rotated
 from lmxexp.ops.attend import attend
 
 
@@ -109,8 +110,7 @@ class MultiHeadLatentAttention(nn.Module):
         q, q_rope = mx.split(self._queries(x), [self.head_dim], axis=-1)
         latent, k_rope = mx.split(self.kv_a_proj_with_mqa(x), [self.kv_rank], axis=-1)
         latent, k_rope = self.kv_a_layernorm(latent)[:, None], k_rope[:, None]  # one head for all
-        if self.position is not None:
-            q_rope, k_rope = self.position.rotate(q_rope, k_rope, 0 if cache is None else cache.offset)
+        q_rope, k_rope = rotated(self.position, q_rope, k_rope, cache, segment_ids)
         if cache is not None:
             latent, k_rope = cache.update_and_fetch(latent, k_rope)
         mask = self.reach.with_segments(L, latent.shape[2], L if cache is None else cache.offset, segment_ids)

@@ -1,5 +1,7 @@
 """Native sparse attention: compressed, selected and near positions, gated."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import mlx.core as mx
@@ -9,6 +11,7 @@ from lmxexp.interfaces import ConfigError, Factory
 from lmxexp.model.attention.head_width import head_width
 from lmxexp.model.attention.reach import Window
 from lmxexp.model.cache import KVCache
+from lmxexp.model.position.rotated import rotated
 from lmxexp.ops.attend import attend, causal_mask
 from lmxexp.ops.block_selection import attend_to_blocks, select_blocks
 from lmxexp.ops.documents import document_starts
@@ -56,8 +59,8 @@ class NativeSparseAttention(nn.Module):
     Source: Yuan et al. 2025, "Native Sparse Attention: Hardware-Aligned and Natively Trainable Sparse Attention",
         section 3. There, blocks to compress overlap (length 32, every 16) and are shorter than those to select (64), of
         which two near ones are always taken; here they are the same blocks. Of documents packed into one row
-        (``segment_ids``), blocks are counted from the row's start, and one that begins in another document is not
-        compressed.
+        (``segment_ids``), each has blocks of its own, counted from its beginning; which positions that are is known
+        in computing only, so that ``block`` times as many are compressed and compared.
     """
 
     def __init__(
@@ -110,14 +113,14 @@ class NativeSparseAttention(nn.Module):
         q, k, v = self._project(x)
         turned, K = q, self.n_kv_heads
         if self.position is not None:
-            turned, late = self.position.rotate(q, k[:, K:], 0 if cache is None else cache.offset)
+            turned, late = rotated(self.position, q, k[:, K:], cache, segment_ids)
             k = mx.concatenate([k[:, :K], late], axis=1)
         if cache is not None:
             k, v = cache.update_and_fetch(k, v)
         keys, values = mx.split(k, 3, axis=1), mx.split(v, 3, axis=1)
-        begins = mx.zeros((1, L), mx.int32) if segment_ids is None else document_starts(segment_ids)
-        compressed, importance = self._compressed(q, keys[0], values[0], begins)
-        selected = self._selected(turned, keys[1], values[1], importance, begins)
+        blocks = Blocks(self.block, k.shape[2]) if segment_ids is None else BlocksOfDocuments(self.block, segment_ids)
+        compressed, importance = self._compressed(q, keys[0], values[0], blocks)
+        selected = self._selected(turned, keys[1], values[1], importance, blocks)
         near = self._near(turned, keys[2], values[2], segment_ids)
         gates = sigmoid(self.g_proj(x)).reshape(B, L, self.n_heads, 3).swapaxes(1, 2)
         y = gates[..., 0:1] * compressed + gates[..., 1:2] * selected + gates[..., 2:3] * near
@@ -131,37 +134,30 @@ class NativeSparseAttention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         return q.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2)
 
-    def _compressed(self, q: mx.array, k: mx.array, v: mx.array, begins: mx.array) -> tuple[mx.array, mx.array]:
+    def _compressed(self, q: mx.array, k: mx.array, v: mx.array, blocks: Blocks) -> tuple[mx.array, mx.array]:
         """What the blocks' summaries say ``(B, H, L, C)``, and the weight of every block ``(B, K, L, N)``, 0 of one
         that is not complete."""
         (B, K, S, _), L = k.shape, q.shape[2]
-        complete = S // self.block
         importance = mx.zeros((B, K, L, 0))
         y = mx.zeros_like(q)
-        if complete:
-            first = mx.arange(complete) * self.block
-            query = mx.arange(S - L, S)[:, None]
-            visible = (first + self.block <= query + 1) & (first >= begins[..., None])
-            k, v = self.compress_k(k), self.compress_v(v)
+        if complete := blocks.complete:
+            k, v = self.compress_k(k, blocks.every), self.compress_v(v, blocks.every)
+            visible = blocks.allowed(L)[..., :complete] & (blocks.first[:complete] + self.block <= queries(L, S) + 1)
             dropout = self.dropout if self.training else 0.0
             y, importance = attend_to_blocks(q, k, v, scale=self.scale, visible=visible, dropout=dropout)
-        missing = -(-S // self.block) - complete
+        missing = blocks.first.size - complete
         return y, mx.pad(importance, [(0, 0), (0, 0), (0, 0), (0, missing)])
 
-    def _selected(self, q: mx.array, k: mx.array, v: mx.array, importance: mx.array, begins: mx.array) -> mx.array:
+    def _selected(self, q: mx.array, k: mx.array, v: mx.array, importance: mx.array, blocks: Blocks) -> mx.array:
         """``(B, H, L, C)``, what the positions of the selected blocks say."""
         L, S = q.shape[2], k.shape[2]
-        block = mx.arange(importance.shape[-1])
-        own = (mx.arange(S - L, S) // self.block)[:, None]
-        first = (begins // self.block)[:, None, :, None]
-        blocks = select_blocks(
+        chosen = select_blocks(
             importance,
-            forced=(block == own) | (block == first),
-            allowed=(block <= own) & (block >= first),
+            forced=blocks.forced(L)[:, None],
+            allowed=blocks.allowed(L)[:, None],
             n_selected=self.n_selected,
         )
-        mask = mx.repeat(blocks, self.block, axis=-1)[..., :S] & causal_mask(L, S)
-        mask = mask & (mx.arange(S) >= begins[:, None, :, None])
+        mask = blocks.positions(chosen) & causal_mask(L, S)
         # A mask of its own for every head of keys: as many of them as of queries, which `attend` takes in any form.
         k, v, mask = (mx.repeat(a, self.n_heads // self.n_kv_heads, axis=1) for a in (k, v, mask))
         return self._attend(q, k, v, mask)
@@ -196,6 +192,70 @@ class NativeSparseAttention(nn.Module):
         return (4 * self.n_heads * self.head_dim * visible + 2 * weights * (times - seq_len)) // seq_len
 
 
+def queries(L: int, S: int) -> mx.array:
+    """``(L, 1)``: which of the ``S`` positions the queries are, the last."""
+    return mx.arange(S - L, S)[:, None]
+
+
+class Blocks:
+    """Where blocks begin: at every multiple of ``block``.
+
+    Args:
+        block: positions of one.
+        S: positions in all.
+
+    Attributes:
+        every: from one beginning to the next.
+        first: ``(N,)``, where each begins.
+        complete: how many of them, the first, are not cut off at the end.
+    """
+
+    def __init__(self, block: int, S: int):
+        self.block, self.every, self.length = block, block, S
+        self.first = mx.arange(0, S, block)
+        self.complete = S // block
+
+    def allowed(self, L: int) -> mx.array:
+        """``(1, L, N)`` boolean: blocks of which the last ``L`` positions may see something."""
+        return (self.first <= queries(L, self.length))[None]
+
+    def forced(self, L: int) -> mx.array:
+        """``(1, L, N)`` boolean: the first block, and each position's own."""
+        own = queries(L, self.length) // self.block * self.block
+        return ((self.first == own) | (self.first == 0))[None]
+
+    def positions(self, chosen: mx.array) -> mx.array:
+        """From blocks to what they are made of: ``(B, K, L, N)`` to ``(B, K, L, S)``, both boolean."""
+        return mx.repeat(chosen, self.block, axis=-1)[..., : self.length]
+
+
+class BlocksOfDocuments(Blocks):
+    """At every multiple of ``block``, counted from the beginning of each document. Any position can be one: N is S.
+
+    Args:
+        block: positions of one.
+        segment_ids: ``(B, S)``, the documents.
+    """
+
+    def __init__(self, block: int, segment_ids: mx.array):
+        self.block, self.every, self.length = block, 1, segment_ids.shape[1]
+        self.first = mx.arange(self.length)
+        self.complete = max(0, self.length - block + 1)
+        self._document = document_starts(segment_ids)
+        self._own = self.first - (self.first - self._document) % block  # where each position's block begins
+
+    def allowed(self, L: int) -> mx.array:
+        """``(B, L, N)``; all positions are queries."""
+        of_document = (self.first >= self._document[..., None]) & (self.first <= queries(L, self.length))
+        return of_document & (self._own == self.first)[:, None]
+
+    def forced(self, L: int) -> mx.array:
+        return (self.first == self._own[..., None]) | (self.first == self._document[..., None])
+
+    def positions(self, chosen: mx.array) -> mx.array:
+        return mx.take_along_axis(chosen, self._own[:, None, None], axis=-1)
+
+
 class Compression(nn.Module):
     """A block of vectors as one: ``outer(gelu(inner(all of them, each with its place's vector)))``.
 
@@ -205,7 +265,8 @@ class Compression(nn.Module):
         bias: whether the two layers have biases.
 
     Shapes:
-        ``(B, K, S, C) -> (B, K, S // block, C)``; what is left of the last block is not used.
+        ``(B, K, S, C) -> (B, K, S // block, C)``; what is left of the last block is not used. With blocks that begin
+        at every position, ``every=1``: ``(B, K, S - block + 1, C)``.
 
     Source: Yuan et al. 2025, "Native Sparse Attention", eq. 7: an MLP that knows the place in the block.
     """
@@ -216,11 +277,16 @@ class Compression(nn.Module):
         self.inner = nn.Linear(block * head_dim, head_dim, bias=bias)
         self.outer = nn.Linear(head_dim, head_dim, bias=bias)
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def __call__(self, x: mx.array, every: int | None = None) -> mx.array:
         B, K, S, _ = x.shape
         block, C = self.position.shape
-        n = S // block
-        blocks = x[:, :, : n * block].reshape(B, K, n, block, C) + self.position
+        if every == 1:
+            n = S - block + 1
+            blocks = mx.stack([x[:, :, i : i + n] for i in range(block)], axis=3)  # a gather has a scatter as gradient
+        else:
+            n = S // block
+            blocks = x[:, :, : n * block].reshape(B, K, n, block, C)
+        blocks = blocks + self.position
         return self.outer(nn.gelu(self.inner(blocks.reshape(B, K, n, block * C))))
 
     def size(self) -> int:

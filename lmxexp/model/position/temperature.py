@@ -29,11 +29,15 @@ class Temperature:
             raise ConfigError(f"model.position.attention.floor_scale={floor_scale} must be at least 1 position")
         self.floor_scale, self.attn_scale = floor_scale, attn_scale
 
-    def rotate(self, q: mx.array, k: mx.array, offset: int) -> tuple[mx.array, mx.array]:
-        position = mx.arange(offset, offset + q.shape[2])
+    takes_places = True
+
+    def rotate(
+        self, q: mx.array, k: mx.array, offset: int, places: mx.array | None = None
+    ) -> tuple[mx.array, mx.array]:
+        position = mx.arange(offset, offset + q.shape[2])[None] if places is None else places
         steps = ((position + 1) // self.floor_scale).astype(mx.float32)
         factor = 1.0 + self.attn_scale * mx.log1p(steps)
-        return (q * factor[:, None]).astype(q.dtype), k
+        return (q * factor[:, None, :, None]).astype(q.dtype), k
 
     def bias(self, n_q: int, n_k: int) -> mx.array | None:
         return None
