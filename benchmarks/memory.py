@@ -64,6 +64,7 @@ def measure(overrides: list[str], vocab_size: int) -> dict[str, float]:
     if chosen == "bf16":
         model.set_dtype(mx.bfloat16)
     model.train()
+    model.remat = settings.remat
     optimizer = optimizer_of(cfg)
     optimizer.init(model.trainable_parameters())
     mx.eval(model.state, optimizer.state)

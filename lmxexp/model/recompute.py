@@ -93,10 +93,12 @@ def cheap(function: Callable[..., mx.array], *arrays: mx.array) -> mx.array:
     Args:
         function: draws no random numbers; what has a gradient is among ``arrays``.
     """
-    if _made is None or own_gradient.plain:
-        return _noted(function(*arrays), function, arrays)
+    if _made is None:
+        return function(*arrays)
+    if own_gradient.plain:  # the trace of a graph knows it by its dependency on what is kept
+        return mx.depends([function(*arrays)], list(arrays))[0]
     made = _Made(function, arrays)
-    return _noted(made.value(), function, arrays, made)
+    return _noted(made.value(), made)
 
 
 def weighed(product: Callable[..., mx.array], module: nn.Module, x: mx.array, *rest: Any) -> mx.array:
@@ -137,17 +139,14 @@ def _norm(norm: Callable[..., mx.array], x: mx.array, *scales: Any, **settings: 
         left = iter(given)
         return norm(x, *(next(left) if isinstance(a, mx.array) else a for a in scales), **settings)
 
-    return _noted(norm(x, *scales, **settings), compute, (x, *given))
+    value = norm(x, *scales, **settings)
+    # In a trace: it depends on nothing else that would have to be kept for its sake.
+    return mx.depends([value], [value])[0] if own_gradient.plain else _noted(value, _Made(compute, (x, *given)))
 
 
-def _noted(
-    value: mx.array, function: Callable[..., mx.array], arrays: Sequence[mx.array], made: "_Made | None" = None
-) -> mx.array:
-    if _made is None:
-        return value
-    if own_gradient.plain:  # a trace of the graph knows it by its dependency
-        return mx.depends([value], list(arrays))[0]
-    _made[id(value)] = value, made or _Made(function, arrays)
+def _noted(value: mx.array, made: "_Made") -> mx.array:
+    if _made is not None:
+        _made[id(value)] = value, made
     return value
 
 

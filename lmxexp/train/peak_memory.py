@@ -1,5 +1,6 @@
 """What a training step will take of memory, from its graph, before anything is computed."""
 
+import itertools
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -27,10 +28,6 @@ FACTOR = 1.2
 """What MLX takes beyond the arrays that are alive at one time: it allocates ahead of what is being computed, copies
 operands into the order that a kernel wants, and evaluates in an order of its own."""
 
-FACTOR_OF_LAYERS = 1.7
-"""The same where layers are computed once more: of the little that is kept, what is allocated ahead is a larger share.
-"""
-
 # They give another shape to an array that is there already.
 _VIEWS = {
     *(
@@ -45,7 +42,7 @@ _VIEWS = {
         "Squeeze",
         "StopGradient",
     ),
-    *("Transpose", "Unflatten"),
+    *("Depends", "Transpose", "Unflatten"),
 }
 
 
@@ -62,7 +59,7 @@ class MemoryEstimate:
     activations: int
     """The rest: what the forward pass keeps for the backward one, and temporaries."""
     peak: int
-    """The sum, times `FACTOR` or `FACTOR_OF_LAYERS` where it is not state."""
+    """The sum, times `FACTOR` where it is not state; or what the optimizer's update takes, if that is more."""
 
 
 def estimate(
@@ -82,7 +79,7 @@ def estimate(
     """Follow the arrays of one training step from where they are made to where they are last used.
 
     The step is traced and not run. The greatest sum of the arrays alive at one time is the estimate, what is not state
-    times `FACTOR` (`FACTOR_OF_LAYERS`). Nothing is allocated if the model was not evaluated. Functions with a gradient
+    times `FACTOR`. Nothing is allocated if the model was not evaluated. Functions with a gradient
     of their own are traced with MLX's: of Mamba's scan, whose own keeps less, the estimate is an upper bound.
 
     Args:
@@ -91,8 +88,8 @@ def estimate(
         batch_size: sequences of one optimizer step, on one device.
         n_micro: parts that they are computed in.
         compute_dtype: as `TrainStep` takes it.
-        remat: what is computed once more for the gradient. With ``block`` it is, beside what is kept between layers,
-            what the largest of them takes.
+        remat: what is computed once more for the gradient. With ``light`` it is not there between the passes; with
+            ``block`` it is, beside what is kept between layers, what the largest of them takes.
         parts: what of model and optimizer several devices share; None: each has them whole.
         document_mask: whether batches have ``segment_ids``, of which attention makes masks.
         on_gpu: whether attention, the head's loss and gated products are those of a GPU, which keep less.
@@ -121,7 +118,9 @@ def estimate(
         if n_micro == 1:
             result = [step._whole_step(batch), model.parameters(), optimizer.state]
         else:
-            result = step._weighted_part(batch)
+            part = step._weighted_part(batch)
+            gradient = part.pop("gradient")
+            result = [part, gradient]  # in this order, or the logits would wait for the loss until the end
         return list(by_path(result).values())
 
     tokens = mx.zeros((batch_size // n_micro, seq_len), mx.int32)
@@ -142,8 +141,11 @@ def estimate(
     peak = max(map(peak_with, different.values() if remat == "block" else [None]))
     weights, in_optimizer = _nbytes(own[0]), _nbytes(own[1])
     gradients = sum(a.nbytes for a in trainable)
-    # With parts, the sum of their gradients is kept beside the part's own, both in fp32.
-    kept = weights + in_optimizer + (0 if n_micro == 1 else sum(4 * a.size for a in trainable))
+    # With parts, the sum of their gradients is kept beside the part's own, both in fp32; after them, the state before
+    # the update and that after it are there together.
+    sums = 0 if n_micro == 1 else sum(4 * a.size for a in trainable)
+    kept = weights + in_optimizer + sums
+    update = kept + weights + in_optimizer if n_micro > 1 else 0
     rest = max(peak - weights - in_optimizer, gradients)
     logits = tokens.size * model.vocab_size * (compute_dtype or trainable[0].dtype).size
     if on_gpu:  # of the logits' gradient, which is made in parts
@@ -154,7 +156,7 @@ def estimate(
         gradients=gradients,
         logits=logits,
         activations=max(rest - gradients - logits, 0),
-        peak=kept + round((FACTOR if remat == "none" else FACTOR_OF_LAYERS) * rest),
+        peak=max(kept + round(FACTOR * rest), update),
     )
 
 
@@ -190,26 +192,54 @@ class _Graph:
         return graph
 
     def peak(self) -> int:
-        """The most bytes that are alive at one time, the inputs among them until they are last used."""
+        """The most bytes that are alive at one time. The inputs always are: MLX holds the state until the whole step is
+        computed."""
         buffer: dict[str, str] = {}
         for name, used, made in self.operations:
             if name in _VIEWS and used:
                 buffer |= dict.fromkeys(made, buffer.get(used[0], used[0]))
-        last = {buffer.get(name, name): i for i, (_, used, _) in enumerate(self.operations) for name in used}
-        last |= {buffer.get(name, name): len(self.operations) for name in self.outputs}
-        dies: dict[int, list[str]] = {}
-        for name, i in last.items():
-            dies.setdefault(i, []).append(name)
-        alive = dict(self.inputs)
-        total = most = sum(alive.values())
-        for i, (_, _, made) in enumerate(self.operations):
-            for name, size in made.items():
-                if name not in buffer:
-                    alive[name] = size
-                    total += size
-            most = max(most, total)
-            total -= sum(alive.pop(name, 0) for name in dies.get(i, ()))
-        return most
+        size = self.inputs | {name: n for _, _, made in self.operations for name, n in made.items()}
+        times: dict[str, list[int]] = {name: [0] for name in self.inputs}
+        """Of each, the operations that make and use it."""
+        for i, (_, used, made) in enumerate(self.operations):
+            for name in (*used, *made):
+                times.setdefault(buffer.get(name, name), []).append(i)
+        end = len(self.operations)
+        for name in self.outputs:
+            times.setdefault(buffer.get(name, name), []).append(end)
+        again, needed_by = self._made_again(buffer)
+        change = [0] * (end + 2)
+        for name, at in times.items():
+            never_used = len(at) == 1
+            last = max([at[-1], *(times[other][-1] for other in needed_by.get(name, ()))])
+            if never_used or name in self.inputs:
+                last = end
+            change[at[0]] += size[name]
+            change[last + 1] -= size[name]
+            if name in again and len(at) > 2:  # the longest time without use is that between the passes
+                k = max(range(1, len(at)), key=lambda k: at[k] - at[k - 1])
+                change[at[k - 1] + 1] -= size[name]
+                change[at[k]] += size[name]
+        return max(itertools.accumulate(change))
+
+    def _made_again(self, buffer: dict[str, str]) -> tuple[set[str], dict[str, set[str]]]:
+        """What is not kept between forward and backward pass, as a dependency tells (see `lmxexp.model.recompute`); and
+        of what it is made of once more, for what."""
+        maker = {name: used for _, used, made in self.operations for name in made}
+        again: set[str] = set()
+        needed_by: dict[str, set[str]] = {}
+        for _, (value, *sources), _ in (operation for operation in self.operations if operation[0] == "Depends"):
+            own = lambda name: buffer.get(name, name)
+            left, seen = [value], set() if sources == [value] else set(sources)
+            while left:
+                name = left.pop()
+                if name in maker and name not in seen:
+                    again.add(own(name))
+                    left += maker[name] if sources != [value] else ()
+                seen.add(name)
+            for source in sources:
+                needed_by.setdefault(own(source), set()).add(own(value))
+        return again, needed_by
 
 
 @contextmanager

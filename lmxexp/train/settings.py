@@ -30,7 +30,7 @@ class TrainSettings:
     eval_every: int
     checkpoint_every: int
     keep: int
-    remat: Literal["none", "block"] = "none"  # with defaults: the configurations of earlier runs do not have them
+    remat: Literal["none", "light", "block"] = "none"  # with defaults: the configurations of earlier runs do not have them
     parallel: Literal["data", "fsdp"] | None = None
     profile: bool = False
     profile_capture: str | None = None
