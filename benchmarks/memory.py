@@ -21,7 +21,8 @@ from lmxexp.interfaces import Batch
 from lmxexp.model.build import build_model
 from lmxexp.optim.build import optimizer_of
 from lmxexp.train import precision
-from lmxexp.train.memory import Ledger, with_parts
+from lmxexp.train.fitted import fitted
+from lmxexp.train.memory import Ledger
 from lmxexp.train.step import TrainStep
 
 MIXERS = ["gqa", "mla", "sliding", "gated_deltanet", "gla", "mamba1", "mamba2", "rwkv7"]
@@ -64,14 +65,14 @@ def measure(overrides: list[str], vocab_size: int) -> dict[str, float]:
     if chosen == "bf16":
         model.set_dtype(mx.bfloat16)
     model.train()
-    model.remat = settings.remat
     optimizer = optimizer_of(cfg)
     optimizer.init(model.trainable_parameters())
     mx.eval(model.state, optimizer.state)
     loss, compute_dtype = build(cfg.loss), precision.compute_dtype(chosen)
     ledger = Ledger(model, optimizer, loss, settings, compute_dtype)
-    settings = with_parts(settings, ledger)
-    estimate = ledger.of(settings.parts)
+    settings = fitted(settings, ledger)
+    estimate = ledger.of(settings.parts, settings.chosen_remat)
+    model.remat = settings.chosen_remat
     step = TrainStep(model, optimizer, loss, n_micro=settings.parts, compute_dtype=compute_dtype)
     shape = (settings.batch_size, settings.seq_len + 1)
     ids = np.random.default_rng(0).integers(0, vocab_size, shape).astype(np.int32)

@@ -217,7 +217,8 @@ def _training(
     from lmxexp.parallel import setup
     from lmxexp.ramp.build import ramp_of
     from lmxexp.train import precision
-    from lmxexp.train.memory import Ledger, with_parts
+    from lmxexp.train.fitted import fitted
+    from lmxexp.train.memory import Ledger
 
     chosen = precision.resolve(settings.precision, on_gpu=device.is_gpu())
     if chosen == "bf16":
@@ -245,7 +246,8 @@ def _training(
             document_mask=bool(cfg.data.get("document_mask", False)),
             n_devices=n_parts,
         )
-        memory = ledger.of(with_parts(share, ledger).parts)
+        chosen_way = fitted(share, ledger)
+        memory = ledger.of(chosen_way.parts, chosen_way.chosen_remat)
     except ValueError as error:  # a primitive that MLX cannot trace
         return chosen, parts, None, str(error)
     return chosen, parts, memory, ""

@@ -11,11 +11,15 @@ import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
 GB = 1e9
+
+_STILL_TO_COME = 2 * 10**8
+"""Bytes of a process's address space that threads and compiled kernels take in its first step."""
 
 _put_aside = 0
 """Bytes of the peak before the last `own_peak`, since the last reset."""
@@ -36,6 +40,15 @@ def recommended_memory_gb() -> float | None:
     info = mx.device_info(mx.default_device())
     size = info.get("max_recommended_working_set_size") or info.get("total_memory")
     return int(size) / GB if size else None
+
+
+def memory_to_fit_gb() -> float | None:
+    """What a run has to fit into: `recommended_memory_gb`, and for a CPU what this process may have of the machine's
+    memory, which a container or ``ulimit -v`` may make less."""
+    if is_gpu():
+        return recommended_memory_gb()
+    known = [size for size in (_host_memory_gb(), _container_memory_gb(), _address_space_gb()) if size is not None]
+    return min(known, default=None)
 
 
 def reset_peak_memory() -> None:
@@ -112,3 +125,26 @@ def _host_memory_gb() -> float | None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GB
     except (ValueError, OSError, AttributeError):  # names that this system does not have
         return None
+
+
+def _container_memory_gb() -> float | None:
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            return int(Path(path).read_text()) / GB
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+    return None
+
+
+def _address_space_gb() -> float | None:
+    """What is left of it, where it is limited."""
+    try:
+        import resource
+
+        most, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if most == resource.RLIM_INFINITY:
+            return None
+        taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except (ImportError, OSError, ValueError):  # Windows has no limits, macOS no such file
+        return None
+    return max(most - taken - _STILL_TO_COME, 0) / GB

@@ -36,7 +36,8 @@ from lmxexp.record import environment_record
 from lmxexp.run_state import RunResult, begun_before, check_same_data, result_of
 from lmxexp.train import precision
 from lmxexp.train.drive import Steps, alone
-from lmxexp.train.memory import Ledger, OutOfMemoryError, is_out_of_memory, let_go, out_of_memory, with_parts
+from lmxexp.train.fitted import Way, fitted
+from lmxexp.train.memory import Ledger, OutOfMemoryError, is_out_of_memory, let_go, out_of_memory
 from lmxexp.train.trainer import DivergedError, Trainer
 
 _is_first = True
@@ -61,19 +62,19 @@ def run_steps(
     side_by_side: bool = False,
     world: World = ALONE,
 ) -> Steps[RunResult]:
-    """`steps_in_parts`, which with ``train.n_micro=auto`` go on from the newest checkpoint in smaller parts of a batch
-    where memory did not suffice."""
-    at_least = 1
+    """`steps_in_parts`, which with ``train.n_micro=auto`` or ``train.remat=auto`` go on from the newest checkpoint with
+    less at a time where memory did not suffice."""
+    beyond: Way | None = None
     while True:
         try:
             return (
-                yield from steps_in_parts(cfg, run_dir, at_least, until=until, side_by_side=side_by_side, world=world)
+                yield from steps_in_parts(cfg, run_dir, beyond, until=until, side_by_side=side_by_side, world=world)
             )
         except OutOfMemoryError as error:
-            if error.parts is None:
+            if error.beyond is None:
                 raise
-            at_least, directory = error.parts, str(error.run_dir)
-            print(f"{error}: train.n_micro=auto goes on with {at_least}", file=sys.stderr)
+            beyond, directory = error.beyond, str(error.run_dir)
+            print(f"{error}: the run goes on with less at a time", file=sys.stderr)
             let_go(error)
         cfg = copy.deepcopy(cfg)
         with open_dict(cfg):
@@ -83,7 +84,7 @@ def run_steps(
 def steps_in_parts(
     cfg: DictConfig,
     run_dir: str | Path | None = None,
-    at_least: int = 1,
+    beyond: Way | None = None,
     *,
     until: int | None = None,
     side_by_side: bool = False,
@@ -95,7 +96,7 @@ def steps_in_parts(
         cfg: composed configuration. With ``cfg.resume`` the run in that directory goes on. With ``cfg.branch`` the
             run starts from another's checkpoint.
         run_dir: where everything is written; None: a new directory under ``outputs/runs``.
-        at_least: parts that ``train.n_micro=auto`` makes of a batch.
+        beyond: what did not fit into memory before.
         until: pause after so many steps, with a checkpoint from which the run goes on as if it had not; None: no pause.
         side_by_side: whether other runs are under way in this process.
         world: the processes that train it.
@@ -148,10 +149,11 @@ def steps_in_parts(
     share = parallel.share(world.size, settings)
     n_parts = parallel.n_parts(world.size, settings)
     ledger = Ledger(model, optimizer, loss, share, compute_dtype, document_mask=document_mask, n_devices=n_parts)
-    adapts = settings.n_micro == "auto" and world.size == 1  # others would wait for the one that begins again
-    known = before.get("n_micro") if at_least == 1 and parallel.were(before, world.size) else None
-    n_micro = world.from_main(lambda: with_parts(share, ledger, known=known, at_least=at_least).parts)
-    settings = dataclasses.replace(settings, n_micro=n_micro)
+    autos = [key for key in Way._fields if getattr(settings, key) == "auto"]
+    adapts = bool(autos) and world.size == 1  # others would wait for the one that begins again
+    known = before if beyond is None and parallel.were(before, world.size) else None
+    chosen = world.from_main(lambda: fitted(share, ledger, known=known, beyond=beyond))
+    settings = dataclasses.replace(settings, n_micro=chosen.n_micro, remat=chosen.remat)
     peak_gflops = world.from_main(lambda: _peak_gflops(chosen_precision))
     devices = parallel.devices(world, settings, model, optimizer, compute_dtype)
     _start_clean(cfg.seed)  # of the measurement's memory, and of what random numbers the design's constructors drew
@@ -171,6 +173,8 @@ def steps_in_parts(
         "vocab_size": source.vocab_size,
         "precision": chosen_precision,
         "n_micro": settings.parts,
+        "remat": settings.remat,
+        "auto": autos,
         "matmul_gflops": peak_gflops,
         "data": {"fingerprint": source.fingerprint, **source.record},
         "started": before.get("started", now),

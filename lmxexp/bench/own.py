@@ -22,7 +22,8 @@ from lmxexp.optim.build import optimizer_of
 from lmxexp.ramp.build import ramp_of
 from lmxexp.train import precision
 from lmxexp.train.drive import Alone
-from lmxexp.train.memory import Ledger, with_parts
+from lmxexp.train.fitted import fitted
+from lmxexp.train.memory import Ledger
 from lmxexp.train.step import to_arrays
 from lmxexp.train.trainer import Trainer
 
@@ -86,7 +87,7 @@ class OwnStep(Contestant):
         self.optimizer.init(self.model.trainable_parameters())
         compute_dtype = precision.compute_dtype(self.precision)
         ledger = Ledger(self.model, self.optimizer, self._loss, self.settings, compute_dtype)
-        self.settings = with_parts(self.settings, ledger)
+        self.settings = fitted(self.settings, ledger)
         self._trainer = Trainer(
             self.model,
             self.optimizer,

@@ -140,8 +140,8 @@ def _norm(norm: Callable[..., mx.array], x: mx.array, *scales: Any, **settings: 
         return norm(x, *(next(left) if isinstance(a, mx.array) else a for a in scales), **settings)
 
     value = norm(x, *scales, **settings)
-    # In a trace: it depends on nothing else that would have to be kept for its sake.
-    return mx.depends([value], [value])[0] if own_gradient.plain else _noted(value, _Made(compute, (x, *given)))
+    # In a trace: on itself as well, as what lies between is kept.
+    return mx.depends([value], [value, x])[0] if own_gradient.plain else _noted(value, _Made(compute, (x, *given)))
 
 
 def _noted(value: mx.array, made: "_Made") -> mx.array:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -146,10 +145,10 @@ def _train(population: Population) -> None:
 def _size_within(memory_gb: float, trainer: Trainer) -> int:
     """Members whose steps are estimated to fit; one at least."""
     document_mask = getattr(trainer.source, "document_mask", False)
-    settings = dataclasses.replace(trainer.settings, remat="none")  # see `LanguageModel.hidden`
-    ledger = Ledger(trainer.model, trainer.optimizer, trainer.loss, settings, trainer.compute_dtype, document_mask)
+    of_step = (trainer.model, trainer.optimizer, trainer.loss, trainer.settings, trainer.compute_dtype)
+    ledger = Ledger(*of_step, document_mask)
     try:
-        step = ledger.of(trainer.settings.parts)
+        step = ledger.of(trainer.settings.parts, "none")  # see `LanguageModel.hidden`
     except ValueError:  # what MLX cannot trace is left to be found out
         return sys.maxsize
     # Beside the step: the state before it, kept for when it fails, and in the first one the members' own arrays.

@@ -18,7 +18,8 @@ from lmxexp.model.build import build_model
 from lmxexp.optim.build import optimizer_of
 from lmxexp.ramp.build import ramp_of
 from lmxexp.train import precision
-from lmxexp.train.memory import Ledger, with_parts
+from lmxexp.train.fitted import fitted
+from lmxexp.train.memory import Ledger
 from lmxexp.train.random_state import get_random_state, set_random_state
 from lmxexp.train.step import TrainStep
 
@@ -92,7 +93,8 @@ def _make_step(cfg: DictConfig, vocab_size: int) -> TrainStep:
     model.train()
     optimizer.init(model.trainable_parameters())
     loss, compute_dtype = build(cfg.loss), precision.compute_dtype(chosen)
-    settings = with_parts(settings, Ledger(model, optimizer, loss, settings, compute_dtype))
+    settings = fitted(settings, Ledger(model, optimizer, loss, settings, compute_dtype))
+    model.remat = settings.chosen_remat
     return TrainStep(
         model,
         optimizer,

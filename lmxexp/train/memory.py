@@ -1,13 +1,10 @@
-"""A training step that fits into memory: in how many parts, and what to do where it did not after all."""
+"""What a training step takes of memory, and what to do where that was too much."""
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 import gc
-import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,17 +13,16 @@ import mlx.optimizers
 from mlx.utils import tree_map
 
 from lmxexp import device
-from lmxexp.interfaces import ConfigError, Loss
+from lmxexp.interfaces import Loss
+from lmxexp.ops.trees import by_path
+from lmxexp.train.fitted import Way, ways
 from lmxexp.train.in_parts import InParts
 from lmxexp.train.peak_memory import MemoryEstimate, estimate
 from lmxexp.train.random_state import set_random_state
 
 if TYPE_CHECKING:
-    from lmxexp.model.language_model import LanguageModel
+    from lmxexp.model.language_model import LanguageModel, Remat
     from lmxexp.train.settings import TrainSettings
-
-SPARE = 0.9
-"""Share of the limit that an estimated peak may take."""
 
 
 class MemoryLimitError(RuntimeError):
@@ -39,12 +35,12 @@ class OutOfMemoryError(RuntimeError):
     Args:
         message: what was wanted, with the ledger.
         run_dir: of the run, which can go on from its newest checkpoint.
-        parts: to try next; None: there are no smaller ones, or they are not to be chosen.
+        beyond: what did not fit, where there is less to try; None: there is not, or it is not to be chosen.
     """
 
-    def __init__(self, message: str, run_dir: Path, parts: int | None):
+    def __init__(self, message: str, run_dir: Path, beyond: Way | None):
         super().__init__(message)
-        self.run_dir, self.parts = run_dir, parts
+        self.run_dir, self.beyond = run_dir, beyond
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -66,11 +62,12 @@ def let_go(error: BaseException) -> None:
 
 
 class Ledger:
-    """What training steps of one run take, by the parts that a batch is computed in. Nothing is computed for it.
+    """What training steps of one run take, by the parts that a batch is computed in and by what is computed once more.
+    Nothing is computed for it.
 
     Args:
         model, optimizer, loss, compute_dtype: as of `lmxexp.train.step.TrainStep`.
-        settings: its ``n_micro`` is not read; the batch is that of one device.
+        settings: as configured; the batch is that of one device.
         document_mask: whether the source has it.
         n_devices: that share model and optimizer, each with a part (``train.parallel=fsdp``).
     """
@@ -85,27 +82,37 @@ class Ledger:
         document_mask: bool = False,
         n_devices: int = 1,
     ):
-        self.batch_size = settings.batch_size
+        self.settings = settings
         self._parts = InParts(model, optimizer, n_devices) if n_devices > 1 else None
-        self._args, self._settings, self._compute_dtype = (model, optimizer, loss), settings, compute_dtype
+        self._args, self._compute_dtype = (model, optimizer, loss), compute_dtype
         self._document_mask = document_mask
-        self._known: dict[int, MemoryEstimate] = {}
+        self._known: dict[Way, MemoryEstimate] = {}
 
-    def of(self, n_micro: int) -> MemoryEstimate:
+    def of(self, n_micro: int, remat: Remat) -> MemoryEstimate:
         """Raises: ValueError, where a primitive cannot be traced."""
-        if n_micro not in self._known:
-            self._known[n_micro] = estimate(
+        way = Way(n_micro, remat)
+        if way not in self._known:
+            self._known[way] = estimate(
                 *self._args,
-                batch_size=self._settings.batch_size,
-                seq_len=self._settings.seq_len,
+                batch_size=self.settings.batch_size,
+                seq_len=self.settings.seq_len,
                 n_micro=n_micro,
                 compute_dtype=self._compute_dtype,
-                remat=self._settings.remat,
+                remat=remat,
                 document_mask=self._document_mask,
                 on_gpu=device.is_gpu(),
                 parts=self._parts,
             )
-        return self._known[n_micro]
+        return self._known[way]
+
+    def at_least(self, n_micro: int) -> int:
+        """Bytes that there are without doubt, and without a trace: state, gradients, logits, what layers hand on."""
+        model, optimizer, _ = self._args
+        state = [2 * a.nbytes for a in by_path(model.parameters()).values()]
+        state += [a.nbytes for a in by_path(optimizer.state).values()]
+        tokens = self.settings.batch_size * self.settings.seq_len // n_micro
+        itemsize = 4 if self._compute_dtype is None else self._compute_dtype.size
+        return sum(state) + tokens * itemsize * (model.vocab_size + len(model.layers) * model.d_model)
 
     def let_go(self) -> None:
         """Forget the values of model, optimizer and random state, which after a failed step may be neither old nor new.
@@ -115,9 +122,9 @@ class Ledger:
         optimizer.state = tree_map(_placeholder, optimizer.state)
         set_random_state(0)
 
-    def text(self, n_micro: int) -> str:
+    def text(self, n_micro: int, remat: Remat) -> str:
         try:
-            return text_of(self.of(n_micro))
+            return text_of(self.of(n_micro, remat))
         except Exception as error:  # it is told along with another error, which it must not hide
             return f"what is not known: {error}"
 
@@ -148,54 +155,6 @@ def in_bytes(n: float) -> str:
     return f"{n:.3g} GB"
 
 
-def with_parts(
-    settings: TrainSettings, ledger: Ledger, *, known: int | None = None, at_least: int = 1
-) -> TrainSettings:
-    """The settings with a number for ``n_micro=auto``: the fewest parts that are estimated to fit.
-
-    Args:
-        settings: as configured; returned as they are where ``n_micro`` is a number.
-        ledger: of the run.
-        known: what the run began with, which it keeps.
-        at_least: parts, after fewer did not fit.
-
-    Raises:
-        ConfigError: not even one sequence at a time fits.
-    """
-    if settings.n_micro != "auto":
-        return settings
-    limit_gb = settings.memory_limit_gb or device.recommended_memory_gb()
-    least = max(at_least, known or 1)
-    if known is not None or limit_gb is None:
-        return dataclasses.replace(settings, n_micro=least)
-    try:
-        n = fewest_parts(lambda n: ledger.of(n).peak, settings.batch_size, SPARE * limit_gb * device.GB, least)
-    except ValueError as error:
-        print(f"train.n_micro=auto: {least}, as there is no estimate of its memory ({error})", file=sys.stderr)
-        return dataclasses.replace(settings, n_micro=least)
-    if n is None:
-        raise ConfigError(
-            f"train.n_micro=auto: not even one sequence at a time fits into {limit_gb:.2f} GB: it takes "
-            f"{ledger.text(settings.batch_size)}; choose a smaller model or train.seq_len, or a number for "
-            "train.n_micro to try anyway"
-        )
-    print(f"train.n_micro=auto: {n}, which takes {ledger.text(n)}; the limit is {limit_gb:.2f} GB", file=sys.stderr)
-    return dataclasses.replace(settings, n_micro=n)
-
-
-def fewest_parts(peak: Callable[[int], float], batch_size: int, limit: float, at_least: int = 1) -> int | None:
-    """The smallest divisor of a batch, ``at_least`` or more, in which its peak is within the limit; None: none is."""
-    divisors = _divisors(batch_size, at_least)
-    if divisors and peak(divisors[0]) <= limit:  # by itself: two parts keep a sum of gradients that one has no need of
-        return divisors[0]
-    i = bisect.bisect_left(divisors, True, lo=min(1, len(divisors)), key=lambda n: peak(n) <= limit)
-    return divisors[i] if i < len(divisors) else None
-
-
-def _divisors(n: int, at_least: int) -> list[int]:
-    return [d for d in range(at_least, n + 1) if n % d == 0]
-
-
 def out_of_memory(error: BaseException, trainer: Any, ledger: Ledger, *, adapts: bool) -> OutOfMemoryError:
     """What a run says when it ends for want of memory.
 
@@ -203,24 +162,33 @@ def out_of_memory(error: BaseException, trainer: Any, ledger: Ledger, *, adapts:
         error: of the step.
         trainer: the run's.
         ledger: the run's.
-        adapts: whether ``n_micro`` is to be chosen here.
+        adapts: whether what is auto is to be chosen here.
     """
     ledger.let_go()
-    settings = trainer.settings
-    now = settings.n_micro
-    more = _divisors(ledger.batch_size, now + 1)
-    if more and adapts:
-        mend = ""
-    elif more:
-        mend = f"; train.n_micro={more[0]} computes the same batch in smaller parts, train.n_micro=auto finds how many"
-    else:
-        mend = "; choose a smaller model, train.batch_size or train.seq_len"
+    now = Way(trainer.settings.parts, trainer.settings.chosen_remat)
+    goes_on = adapts and bool(ways(ledger.settings, now))
     if isinstance(error, MemoryLimitError):
         what = str(error)
     else:
+        mend = "" if goes_on else _mend(now, ledger.settings)
         what = f"out of memory in step {trainer.step + 1} ({' '.join(str(error).split())[:200]}){mend}"
+    remat = "" if now.remat == "none" else f" and train.remat={now.remat}"
     return OutOfMemoryError(
-        f"{what}. With train.n_micro={now} it takes {ledger.text(now)}",
+        f"{what}. With train.n_micro={now.n_micro}{remat} it takes {ledger.text(*now)}",
         trainer.run_dir,
-        more[0] if more and adapts else None,
+        now if goes_on else None,
     )
+
+
+def _mend(now: Way, settings: TrainSettings) -> str:
+    less = [way for group in ways(dataclasses.replace(settings, n_micro="auto", remat="auto"), now) for way in group]
+    in_parts = [way.n_micro for way in less if way.n_micro > now.n_micro]
+    once_more = [way.remat for way in less if way.remat != now.remat]
+    mends = []
+    if in_parts:
+        mends.append(f"train.n_micro={min(in_parts)} computes the same batch in smaller parts")
+    if once_more:
+        mends.append(f"train.remat={once_more[0]} keeps less of it")
+    if not mends:
+        return "; choose a smaller model, train.batch_size or train.seq_len"
+    return f"; {', '.join(mends)}, and auto for either chooses"

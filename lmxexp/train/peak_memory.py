@@ -229,16 +229,16 @@ class _Graph:
         again: set[str] = set()
         needed_by: dict[str, set[str]] = {}
         for _, (value, *sources), _ in (operation for operation in self.operations if operation[0] == "Depends"):
-            own = lambda name: buffer.get(name, name)
-            left, seen = [value], set() if sources == [value] else set(sources)
+            left, seen = [value], set(sources)
+            again.add(buffer.get(value, value))
             while left:
                 name = left.pop()
                 if name in maker and name not in seen:
-                    again.add(own(name))
-                    left += maker[name] if sources != [value] else ()
+                    again.add(buffer.get(name, name))
+                    left += maker[name]
                 seen.add(name)
             for source in sources:
-                needed_by.setdefault(own(source), set()).add(own(value))
+                needed_by.setdefault(buffer.get(source, source), set()).add(buffer.get(value, value))
         return again, needed_by
 
 

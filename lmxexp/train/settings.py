@@ -1,9 +1,14 @@
 """The settings of the training loop, checked."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from lmxexp.interfaces import ConfigError
+
+if TYPE_CHECKING:
+    from lmxexp.model.language_model import Remat
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,8 @@ class TrainSettings:
     eval_every: int
     checkpoint_every: int
     keep: int
-    remat: Literal["none", "light", "block"] = "none"  # with defaults: the configurations of earlier runs do not have them
+    # With defaults from here on: the configurations of earlier runs do not have them.
+    remat: Literal["none", "light", "block", "auto"] = "none"
     parallel: Literal["data", "fsdp"] | None = None
     profile: bool = False
     profile_capture: str | None = None
@@ -56,9 +62,15 @@ class TrainSettings:
 
     @property
     def parts(self) -> int:
-        """``n_micro``, once it is a number; see `lmxexp.train.memory.with_parts`."""
+        """``n_micro``, once it is a number; see `lmxexp.train.fitted`."""
         assert isinstance(self.n_micro, int), "auto, which no run has found a number for yet"
         return self.n_micro
+
+    @property
+    def chosen_remat(self) -> Remat:
+        """``remat``, likewise."""
+        assert self.remat != "auto", "which no run has found a word for yet"
+        return self.remat
 
     def _require(self, key: str, holds: bool, mend: str) -> None:
         if not holds:

@@ -77,7 +77,7 @@ class Trainer:
         devices: Devices | None = None,
     ):
         self.model, self.optimizer, self.loss, self.source, self.settings = model, optimizer, loss, source, settings
-        model.remat = settings.remat
+        model.remat = settings.chosen_remat
         self.ramp, self.callbacks, self.logger = ramp, callbacks, logger
         self.run_dir, self.run_id = run_dir, run_id
         self.peak_flops, self.devices = peak_flops, devices

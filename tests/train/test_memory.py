@@ -4,6 +4,9 @@ import dataclasses
 import gc
 import json
 import random
+import re
+import signal
+import subprocess
 import sys
 import weakref
 from pathlib import Path
@@ -23,14 +26,12 @@ from lmxexp.optim.build import optimizer_of
 from lmxexp.run import run
 from lmxexp.train import checkpoint
 from lmxexp.train.evaluator import Evaluator
+from lmxexp.train.fitted import ENOUGH_TOKENS, SPARE, Way, first_fitting, fitted, ways
 from lmxexp.train.memory import (
-    SPARE,
     Ledger,
     MemoryLimitError,
     OutOfMemoryError,
-    fewest_parts,
     is_out_of_memory,
-    with_parts,
 )
 from lmxexp.train.step import TrainStep
 
@@ -60,50 +61,85 @@ def ledger_of(*overrides):
 def test_masks_between_documents_are_in_the_estimate():
     settings, ledger = ledger_of("train.seq_len=256", "model.n_heads=1")
     masked = Ledger(*ledger._args, settings, None, document_mask=True)
-    assert masked.of(1).peak >= ledger.of(1).peak + 8 * 256 * 256, "a boolean for each two positions of a row"
+    more = masked.of(1, "none").peak - ledger.of(1, "none").peak
+    assert more >= 8 * 256 * 256, "a boolean for each two positions of a row"
 
 
 # --- how many ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(200))
-def test_fewest_parts(seed):
+def test_the_first_that_fits(seed):
     """Against trying all of them; a first part more may cost more than it saves, as it keeps a sum."""
     rng = random.Random(seed)
     batch_size, fixed, kept, per_row = rng.randint(1, 64), rng.random(), rng.random(), rng.random()
-    at_least, limit = rng.randint(1, 70), rng.uniform(0, 1.5 * (fixed + per_row * batch_size))
+    limit = rng.uniform(0, 1.5 * (fixed + per_row * batch_size))
+    group = [Way(n, "none") for n in range(1, batch_size + 1) if batch_size % n == 0]
 
-    def peak(n):
-        return fixed + (kept if n > 1 else 0) + per_row * batch_size / n
+    def fits(way):
+        return fixed + (kept if way.n_micro > 1 else 0) + per_row * batch_size / way.n_micro <= limit
 
-    fits = [n for n in range(at_least, batch_size + 1) if batch_size % n == 0 and peak(n) <= limit]
-    assert fewest_parts(peak, batch_size, limit, at_least) == (fits[0] if fits else None)
+    assert first_fitting(group, fits) == next((way for way in group if fits(way)), None)
 
 
-def test_a_number_stays():
+AUTO = "train.n_micro=auto", "train.remat=auto"
+
+
+def test_what_comes_first():
+    """Parts as long as they are large, then recomputation, then smaller parts."""
+    size = ENOUGH_TOKENS // 2  # of a sequence
+    settings, _ = ledger_of(*AUTO, "train.batch_size=4", f"train.seq_len={size}")
+    in_order = [(1, "none"), (2, "none"), (1, "light"), (2, "light"), (1, "block"), (2, "block")]
+    in_order += [(4, "none"), (4, "light"), (4, "block")]
+    assert [way for group in ways(settings) for way in group] == in_order
+    beyond = [(2, "block"), (4, "light"), (4, "block")]
+    assert [way for group in ways(settings, Way(2, "light")) for way in group] == beyond
+    assert ways(settings, Way(4, "block")) == []
+    fixed = dataclasses.replace(settings, n_micro=2)
+    assert [way for group in ways(fixed) for way in group] == [(2, "none"), (2, "light"), (2, "block")]
+
+
+def test_what_is_given_stays():
     settings, ledger = ledger_of("train.n_micro=2", "train.memory_limit_gb=1e-9")
-    assert with_parts(settings, ledger) is settings
+    assert fitted(settings, ledger) == settings
+
+
+@pytest.mark.parametrize("n_micro", ["1", "auto"])
+def test_as_little_recomputation_as_fits(n_micro, capsys):
+    sizes = "train.seq_len=512", "model.n_layers=4"  # as a whole it has just enough tokens
+    settings, ledger = ledger_of(*sizes, f"train.n_micro={n_micro}", "train.remat=auto")
+    auto = "train.n_micro=auto: 1, " if n_micro == "auto" else ""
+    for remat in ("none", "light", "block"):
+        limit = ledger.of(1, remat).peak / SPARE / device.GB * 1.0001
+        limited = dataclasses.replace(settings, memory_limit_gb=limit)
+        chosen = fitted(limited, ledger)
+        assert (chosen.n_micro, chosen.remat) == (1, remat)
+        assert f"{auto}train.remat=auto: {remat}, which takes about" in capsys.readouterr().err
+        assert fitted(limited, ledger, known={"remat": "light", "n_micro": 1}).remat == "light"
+    impossible = dataclasses.replace(settings, memory_limit_gb=1e-6)
+    with pytest.raises(ConfigError, match=r"train\.remat=auto: not even .* into 0\.00 GB: it takes about .*logits"):
+        fitted(impossible, ledger)
 
 
 def test_as_few_as_fit(capsys):
     settings, ledger = ledger_of("train.n_micro=auto")
     for n in (1, 2, 8):
-        limit = ledger.of(n).peak / SPARE / device.GB * 1.0001
+        limit = ledger.of(n, "none").peak / SPARE / device.GB * 1.0001
         limited = dataclasses.replace(settings, memory_limit_gb=limit)
-        assert with_parts(limited, ledger).parts == n
+        assert fitted(limited, ledger).parts == n
         assert f"train.n_micro=auto: {n}, which takes about" in capsys.readouterr().err
-        assert with_parts(limited, ledger, at_least=4).parts == max(n, 4)
-        assert with_parts(limited, ledger, known=2).parts == 2
+        assert fitted(limited, ledger, beyond=Way(2, "none")).parts == max(n, 4)
+        assert fitted(limited, ledger, known={"n_micro": 2}).parts == 2
     with pytest.raises(
         ConfigError, match=r"not even one sequence at a time fits into 0\.00 GB: it takes about .*logits"
     ):
-        with_parts(dataclasses.replace(settings, memory_limit_gb=1e-6), ledger)
+        fitted(dataclasses.replace(settings, memory_limit_gb=1e-6), ledger)
 
 
 def test_without_a_limit_it_is_whole(monkeypatch):
-    monkeypatch.setattr(device, "recommended_memory_gb", lambda: None)
+    monkeypatch.setattr(device, "memory_to_fit_gb", lambda: None)
     settings, ledger = ledger_of("train.n_micro=auto")
-    assert with_parts(settings, ledger).parts == 1
+    assert fitted(settings, ledger).parts == 1
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "some", "1.5"])
@@ -173,7 +209,8 @@ def test_it_goes_on_in_smaller_parts(too_large, capsys):
     err = capsys.readouterr().err
     assert "out of memory in step 1 ([malloc] Unable to allocate 123 bytes.)" in err
     assert "With train.n_micro=1 it takes about" in err
-    assert "train.n_micro=auto goes on with 4" in err
+    assert "the run goes on with less at a time" in err
+    assert "train.n_micro=auto: 4, which takes about" in err
     assert json.loads((result.run_dir / "run.json").read_text())["n_micro"] == 4
     trained("four", "train.n_micro=4")
     for path, want in weights_of("four").items():
@@ -218,8 +255,22 @@ def test_a_number_is_not_changed_and_the_ledger_is_told(too_large):
 def test_nothing_smaller_is_left(too_large):
     too_large.most = 0
     with pytest.raises(OutOfMemoryError, match="choose a smaller model"):
-        trained("auto", "train.n_micro=auto")
-    assert too_large.rows == [8, 4, 2, 1]
+        trained("auto", *AUTO)
+    assert too_large.rows == [8, 8, 8, 4, 2, 1]  # the first again with light, then with block
+
+
+def test_recomputation_is_recorded_and_kept(too_large):
+    too_large.most = 8
+    first = trained("auto", "train.remat=auto", "train.steps=4")
+    path = first.run_dir / "run.json"
+    record = json.loads(path.read_text())
+    assert record["remat"] == "none"
+    path.write_text(json.dumps({**record, "remat": "light"}))
+    cfg = lmxexp.compose([*SMALL, "train.remat=auto"])
+    cfg.resume = str(first.run_dir)
+    run(cfg)  # where everything would fit
+    assert json.loads(path.read_text())["remat"] == "light"
+    assert [model().remat for _, model in too_large.seen if model() is not None][-1:] in ([], ["light"])
 
 
 def test_an_error_while_a_step_is_traced_is_told_as_it_is(monkeypatch):
@@ -239,6 +290,46 @@ def test_resumed_it_has_the_parts_that_it_began_with(too_large):
     cfg.resume = str(first.run_dir)
     run(cfg)  # where everything would fit
     assert json.loads((first.run_dir / "run.json").read_text())["n_micro"] == 4
+
+
+WITH_LITTLE_MEMORY = """
+import os, resource, sys
+import lmxexp
+import mlx.core as mx
+from lmxexp.run import run
+
+mx.eval(mx.random.normal((8, 8)) @ mx.random.normal((8, 8)))  # its threads take room as well
+taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+limit = taken + int(float(sys.argv[1]) * 1e9)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+cfg = lmxexp.compose(sys.argv[3:])
+cfg.resume = sys.argv[2] if os.path.exists(sys.argv[2]) else None
+print(run(cfg, sys.argv[2]).status)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux" or device.is_gpu(), reason="limits the memory of a Linux CPU")
+def test_memory_that_is_really_limited(tmp_path):
+    """A CPU's process ends without an error when memory runs out: what is auto has to fit before."""
+    (tmp_path / "limited.py").write_text(WITH_LITTLE_MEMORY)
+
+    def process(name, *overrides):
+        sizes = "size=tiny", "model.n_layers=2", "train.batch_size=96", "train.seq_len=256", "train.steps=1"
+        line = [sys.executable, "limited.py", "0.8", name, *SMALL[:2], *sizes, "data.max_eval_tokens=500"]
+        line += ["logger=[jsonl]", "callback=[checkpoint]", *overrides]
+        return subprocess.run(line, capture_output=True, text=True, check=False)
+
+    auto = process("auto", "train.n_micro=auto")
+    assert auto.stdout.strip() == "ok", auto.stderr
+    assert re.search(r"train\.n_micro=auto: [2346], which takes about", auto.stderr)
+    one = process("one")
+    assert one.returncode == -signal.SIGSEGV, one.stderr
+    assert "a step takes about" in one.stderr
+    assert "the process ends without another word: train.n_micro=auto" in one.stderr
+    again = process("one", "train.n_micro=auto")
+    assert again.stdout.strip() == "ok", again.stderr
+    assert json.loads((tmp_path / "one/run.json").read_text())["n_micro"] > 1
 
 
 def test_evaluation_is_in_parts_too():

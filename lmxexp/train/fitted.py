@@ -1,0 +1,135 @@
+"""How a step is computed so that it fits into memory: in how many parts, and what of it once more."""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+
+from lmxexp import device
+from lmxexp.interfaces import ConfigError
+from lmxexp.model.language_model import Remat
+
+if TYPE_CHECKING:
+    from lmxexp.train.memory import Ledger
+    from lmxexp.train.settings import TrainSettings
+
+SPARE = 0.9
+"""Share of the limit that an estimated peak may take."""
+
+ENOUGH_TOKENS = 4096
+"""Of a part: to split a batch into parts of so many, or more, is taken to cost less than to compute anything twice."""
+
+
+class Way(NamedTuple):
+    """To compute a step."""
+
+    n_micro: int
+    remat: Remat
+
+
+def fitted(
+    settings: TrainSettings, ledger: Ledger, *, known: Mapping[str, Any] | None = None, beyond: Way | None = None
+) -> TrainSettings:
+    """The settings with a number for ``n_micro=auto`` and a word for ``remat=auto``: of the ways that are estimated to
+    fit, the first of `ways`.
+
+    Args:
+        settings: as configured; returned as they are where nothing is auto.
+        ledger: of the run.
+        known: the record of the run, which keeps what was chosen when it began.
+        beyond: what did not fit.
+
+    Raises:
+        ConfigError: nothing fits.
+    """
+    autos = [key for key in Way._fields if getattr(settings, key) == "auto"]
+    kept = {key: known[key] for key in known.get("auto", autos) if key in autos and key in known} if known else {}
+    limit_gb = settings.memory_limit_gb or device.memory_to_fit_gb()
+    if len(kept) == len(autos):
+        settings = dataclasses.replace(settings, **kept)
+        _warn_if_too_large(Way(settings.parts, settings.chosen_remat), ledger, limit_gb)
+        return settings
+    groups = ways(dataclasses.replace(settings, **kept), beyond)
+    way, why = groups[0][0], ""
+    if limit_gb is not None:
+        limit = SPARE * limit_gb * device.GB
+        try:
+            fitting = (first_fitting(group, lambda way: ledger.of(*way).peak <= limit) for group in groups)
+            way = next((way for way in fitting if way is not None), None)
+        except ValueError as error:
+            why = f", as there is no estimate of its memory ({error})"
+        else:
+            if way is None:
+                raise _nothing_fits(autos, groups[-1][-1], ledger, limit_gb)
+            why = f", which takes {ledger.text(*way)}; the limit is {limit_gb:.2f} GB"
+    elif beyond is not None:
+        why = " from here on"
+    values = {key: getattr(way, key) for key in autos}
+    if why:
+        print(", ".join(f"train.{key}=auto: {value}" for key, value in values.items()) + why, file=sys.stderr)
+    return dataclasses.replace(settings, **values)
+
+
+def ways(settings: TrainSettings, beyond: Way | None = None) -> list[list[Way]]:
+    """All that the settings allow, in groups, the fastest first; within a group each takes less memory than the one
+    before.
+
+    Parts come before recomputation as long as they have `ENOUGH_TOKENS`, recomputation before smaller ones.
+
+    Args:
+        beyond: something that did not fit: only what is no more in either respect, and less in one.
+    """
+    remats = [settings.remat] if settings.remat != "auto" else list(get_args(Remat))
+    numbers = [settings.n_micro] if settings.n_micro != "auto" else _divisors(settings.batch_size)
+    if beyond is not None:
+        remats = remats[remats.index(beyond.remat) :] if beyond.remat in remats else remats
+        numbers = [n for n in numbers if n >= beyond.n_micro]
+    tokens = settings.batch_size * settings.seq_len
+    large = [n for n in numbers if tokens // n >= ENOUGH_TOKENS] or numbers[:1]
+    groups = [[Way(n, remat) for n in large] for remat in remats]
+    groups += [[Way(n, remat) for remat in remats] for n in numbers if n not in large]
+    groups = [[way for way in group if way != beyond] for group in groups]
+    return [group for group in groups if group]
+
+
+def first_fitting(group: Sequence[Way], fits: Callable[[Way], bool]) -> Way | None:
+    """Of ways that take less and less memory; the second may take more than the first, as two parts keep a sum of
+    gradients that one has no need of."""
+    if fits(group[0]):
+        return group[0]
+    i = bisect.bisect_left(group, True, lo=1, key=fits)
+    return group[i] if i < len(group) else None
+
+
+def _warn_if_too_large(way: Way, ledger: Ledger, limit_gb: float | None) -> None:
+    """On a CPU, where no error comes when memory runs out: MLX goes on without it, and the process is gone."""
+    if device.is_gpu() or limit_gb is None or ledger.at_least(way.n_micro) < limit_gb * device.GB / 32:
+        return
+    try:
+        peak = ledger.of(*way).peak
+    except ValueError:  # there is no estimate
+        return
+    if peak > limit_gb * device.GB:
+        print(
+            f"a step takes {ledger.text(*way)}; there are {limit_gb:.2f} GB, and where they do not suffice the process "
+            "ends without another word: train.n_micro=auto computes it in parts that fit, train.remat=auto keeps less "
+            "of it",
+            file=sys.stderr,
+        )
+
+
+def _nothing_fits(autos: Sequence[str], least: Way, ledger: Ledger, limit_gb: float) -> ConfigError:
+    keys = ", ".join(f"train.{key}=auto" for key in autos)
+    how = "one sequence at a time" if "n_micro" in autos else "a step that computes its layers once more"
+    mends = "" if "n_micro" in autos else "train.n_micro=auto, "
+    return ConfigError(
+        f"{keys}: not even {how} fits into {limit_gb:.2f} GB: it takes {ledger.text(*least)}; choose {mends}a smaller "
+        f"model or train.seq_len, or a value for {' and '.join(f'train.{key}' for key in autos)} to try anyway"
+    )
+
+
+def _divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
