@@ -54,6 +54,12 @@ OTHERS = [
     ["optim=soap"],
     ["loss=multi_token"],
 ]
+COMPUTED_AGAIN = [
+    *([f"attention={mixer}"] for mixer in ("gqa", "mla", "gated_deltanet", "gla", "mamba2", "rwkv7")),
+    *(["ffn=moe"], ["model=gpt"], ["model.n_layers=12"], ["train.n_micro=2"], ["train.n_micro=4"]),
+    *(["train.precision=mixed"], ["loss=multi_token"]),
+]
+"""With ``train.remat=light`` and ``block``; so are those of `MORE`."""
 
 
 def measure(overrides: list[str], vocab_size: int) -> dict[str, float]:
@@ -97,6 +103,7 @@ def main() -> None:
         return
     start = {"cpu": CPU, "gpu": GPU}[kind]
     cases = [[f"attention={mixer}"] for mixer in MIXERS] + OTHERS + MORE[kind]
+    cases += [[*case, f"train.remat={remat}"] for case in COMPUTED_AGAIN + MORE[kind] for remat in ("light", "block")]
     print(f"{' '.join(start)}, vocabulary {vocab_size:,}, and:\n")
     print("| case | estimate, MB | measured, MB | estimate / measured |")
     print("|---|---:|---:|---:|", flush=True)

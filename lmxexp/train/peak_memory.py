@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,6 +27,9 @@ from lmxexp.train.step import TrainStep
 FACTOR = 1.2
 """What MLX takes beyond the arrays that are alive at one time: it allocates ahead of what is being computed, copies
 operands into the order that a kernel wants, and evaluates in an order of its own."""
+
+FACTOR_OF_LAYERS = 1.7
+"""The same of layers that are computed once more: the next one is begun while the last is not yet through."""
 
 # They give another shape to an array that is there already.
 _VIEWS = {
@@ -59,7 +62,8 @@ class MemoryEstimate:
     activations: int
     """The rest: what the forward pass keeps for the backward one, and temporaries."""
     peak: int
-    """The sum, times `FACTOR` where it is not state; or what the optimizer's update takes, if that is more."""
+    """The sum, times `FACTOR` where it is not state; or, if that is more, what the optimizer's update takes, or layers
+    that are computed once more."""
 
 
 def estimate(
@@ -125,9 +129,10 @@ def estimate(
 
     tokens = mx.zeros((batch_size // n_micro, seq_len), mx.int32)
 
-    def peak_with(layer: Any) -> int:
+    def peak_with(layer: Any, head: bool = True) -> int:
         set_before, model.remat = model.remat, remat
-        with _on_cpu(), without_own_gradients(), _stand_ins(on_gpu, layer):
+        no_head = nullcontext() if head else replaced(LanguageModel, "score", _score_without_head)
+        with _on_cpu(), without_own_gradients(), _stand_ins(on_gpu, layer), no_head:
             try:
                 return _Graph.of(traced, tokens, *leaves.values()).peak()
             finally:
@@ -140,6 +145,7 @@ def estimate(
     different = {tuple(type(module) for module in layer.modules()): layer for layer in model.layers}
     peak = max(map(peak_with, different.values() if remat == "block" else [None]))
     weights, in_optimizer = _nbytes(own[0]), _nbytes(own[1])
+    of_layers = max(peak_with(layer, head=False) for layer in different.values()) if remat == "block" else 0
     gradients = sum(a.nbytes for a in trainable)
     # With parts, the sum of their gradients is kept beside the part's own, both in fp32; after them, the state before
     # the update and that after it are there together.
@@ -156,7 +162,9 @@ def estimate(
         gradients=gradients,
         logits=logits,
         activations=max(rest - gradients - logits, 0),
-        peak=max(kept + round(FACTOR * rest), update),
+        peak=max(
+            kept + round(FACTOR * rest), kept + round(FACTOR_OF_LAYERS * (of_layers - weights - in_optimizer)), update
+        ),
     )
 
 
@@ -274,6 +282,12 @@ def _stand_ins(on_gpu: bool, whole: Any) -> Iterator[None]:
 def _keeps_input_alone(whole: Any, layer: Any, x: mx.array, **rest: Any) -> tuple[mx.array, Aux]:
     """A layer's output, ``whole``'s by what it computes."""
     return layer(x, cache=None, **rest) if layer is whole else (x + mx.square(x), {})
+
+
+def _score_without_head(_: LanguageModel, h: mx.array, targets: mx.array) -> language_model.Score:
+    """Of the shapes that the loss wants; the head's peak, at another time than the layers', is left out."""
+    log_z = h.sum(axis=-1).astype(mx.float32)
+    return language_model.Score(log_z - targets, log_z, h)
 
 
 def _keeps_logits_alone(logits: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
