@@ -82,7 +82,7 @@ def ways(settings: TrainSettings, beyond: Way | None = None) -> list[list[Way]]:
     Args:
         beyond: something that did not fit: only what is no more in either respect, and less in one.
     """
-    remats = [settings.remat] if settings.remat != "auto" else list(get_args(Remat))
+    remats: list[Remat] = [settings.remat] if settings.remat != "auto" else list(get_args(Remat))
     numbers = [settings.n_micro] if settings.n_micro != "auto" else _divisors(settings.batch_size)
     if beyond is not None:
         remats = remats[remats.index(beyond.remat) :] if beyond.remat in remats else remats
@@ -98,6 +98,8 @@ def ways(settings: TrainSettings, beyond: Way | None = None) -> list[list[Way]]:
 def first_fitting(group: Sequence[Way], fits: Callable[[Way], bool]) -> Way | None:
     """Of ways that take less and less memory; the second may take more than the first, as two parts keep a sum of
     gradients that one has no need of."""
+    if len(group) <= 3:  # of recomputation, which by the estimate may take more where there are few layers
+        return next((way for way in group if fits(way)), None)
     if fits(group[0]):
         return group[0]
     i = bisect.bisect_left(group, True, lo=1, key=fits)
