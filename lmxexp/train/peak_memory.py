@@ -296,9 +296,11 @@ def _keeps_logits_alone(logits: mx.array, targets: mx.array) -> tuple[mx.array, 
     return log_z - targets, log_z
 
 
-def _keeps_no_scores(q: mx.array, k: mx.array, v: mx.array, **_: Any) -> mx.array:
-    """An array of attention's shape, made of all that attention is made of."""
+def _keeps_no_scores(q: mx.array, k: mx.array, v: mx.array, *, mask: Any = None, **_: Any) -> mx.array:
+    """An array of attention's shape, made of all that attention is made of; of a mask, one in the type of queries."""
     B, H, L, _C = q.shape
     K = k.shape[1]
+    if isinstance(mask, mx.array):
+        q = q * mx.where(mask, 0.0, -1.0).astype(q.dtype)[..., :1]
     weights = q[..., :1].reshape(B, K, H // K, L, 1) * k[:, :, None, -L:, :1]
     return (weights * v[:, :, None, -L:]).reshape(B, H, L, v.shape[-1])

@@ -148,10 +148,13 @@ def test_it_takes_less_memory_and_is_estimated_to(attention):
             step.model, step.optimizer, step.loss, batch_size=8, seq_len=256, remat=remat, on_gpu=device.is_gpu()
         ).peak
         mx.eval(step(batch), step.state)
-        device.clear_cache()
-        device.reset_peak_memory()
-        mx.eval(step(batch), step.state)
-        measured[remat] = device.peak_memory_gb() * device.GB
+        peaks = []
+        for _ in range(4):
+            device.clear_cache()
+            device.reset_peak_memory()
+            mx.eval(step(batch), step.state)
+            peaks.append(device.peak_memory_gb() * device.GB)
+        measured[remat] = min(peaks)  # on a busy machine arrays are at times freed later than they could be
         assert step.model.remat == remat
         del step
         gc.collect()  # or what is left of it would be in the next peak
