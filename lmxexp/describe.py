@@ -246,7 +246,8 @@ def _training(
             document_mask=_document_mask(cfg.data),
             n_devices=n_parts,
         )
-        chosen_way = fitted(share, ledger)
+        # What it would take is wanted, wherever it is to run: of a number nobody is warned here.
+        chosen_way = fitted(share, ledger) if "auto" in (share.n_micro, share.remat) else share
         memory = ledger.of(chosen_way.parts, chosen_way.chosen_remat)
     except ValueError as error:  # a primitive that MLX cannot trace
         return chosen, parts, None, str(error)

@@ -31,7 +31,7 @@ class Stepped:
     seconds: float
     """From the end of the step before it, or from its own beginning if that is later."""
     waited: float = 0.0
-    """Of these, for its batch."""
+    """Of these, for a batch: its own, or that of the next step, if that was begun."""
 
 
 Steps = Generator["Trainer", Stepped, T]
@@ -79,7 +79,7 @@ class Alone:
         self._batches = _Batches(trainer)
         self._under_way: _UnderWay | None = None
         self._compiled: Stage | None = None
-        self._done_at = 0.0
+        self._done_at = self._waited = 0.0
 
     def __call__(self) -> Stepped:
         trainer = self._trainer
@@ -91,16 +91,18 @@ class Alone:
         mx.eval(this.scalars)
         self._compiled = trainer.stage(trainer.step)
         begun, self._done_at = max(this.begun, self._done_at), time.perf_counter()
-        return Stepped(this.scalars, self._done_at - begun, this.waited)
+        waited, self._waited = self._waited, 0.0
+        return Stepped(this.scalars, self._done_at - begun, waited)
 
     def _begin(self, step: int) -> _UnderWay:
         begun = time.perf_counter()
         if self._step is None:
             self._step = self._trainer.make_step()
         batch, waited = self._batches(step)
+        self._waited += waited
         scalars = self._step(batch)
         mx.async_eval(scalars, self._step.state)
-        return _UnderWay(scalars, begun, waited)
+        return _UnderWay(scalars, begun)
 
     def forget(self) -> None:
         """Let go of the run and its state."""
@@ -112,7 +114,6 @@ class Alone:
 class _UnderWay:
     scalars: dict[str, mx.array]
     begun: float
-    waited: float
 
 
 class _Batches:
