@@ -1,18 +1,36 @@
 """The start-up proof that the compiled step does what the plain one does."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
 from lmxexp.interfaces import Batch
 from lmxexp.ops.trees import by_path, number
+from lmxexp.train.random_state import get_random_state, set_random_state
 from lmxexp.train.snapshot import Snapshot
 from lmxexp.train.step import TrainStep, to_arrays
+
+if TYPE_CHECKING:
+    from lmxexp.train.trainer import Trainer
 
 
 class SelfTestError(RuntimeError):
     """The compiled step is not the step that was written."""
+
+
+def prove(trainer: Trainer) -> None:
+    """`self_test` for each shape of a run's batches, of which the first two are taken."""
+    for stage in trainer.ramp.stages:
+        steps = [step for step in range(stage.start, stage.start + 2) if trainer.stage(step) == stage]
+        self_test(
+            trainer.make_step,
+            [trainer.batch(step) for step in steps],
+            dropout=_draws_random_numbers(trainer),
+            exact=trainer.precision == "fp32",
+        )
 
 
 def self_test(make_step: Any, batches: Sequence[Batch], *, dropout: bool, exact: bool) -> None:
@@ -50,6 +68,16 @@ def self_test(make_step: Any, batches: Sequence[Batch], *, dropout: bool, exact:
             _check_dropout(compiled, batches[0])
     finally:
         start.restore()
+
+
+def _draws_random_numbers(trainer: Trainer) -> bool:
+    """Whether a training forward pass moves the random state on, as dropout does."""
+    before, batch = get_random_state(), trainer.batch(0)
+    with trainer.weights(trainer.model.trainable_parameters()):
+        trainer.loss(trainer.model, batch._replace(**to_arrays(batch)))
+    moved = get_random_state() != before
+    set_random_state(before)
+    return moved
 
 
 def _steps(step: TrainStep, batches: Sequence[Batch]) -> dict[str, mx.array]:

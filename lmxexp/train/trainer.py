@@ -16,7 +16,7 @@ from lmxexp.model.language_model import LanguageModel
 from lmxexp.ops.trees import number, numbers
 from lmxexp.optim.averaging import evaluated
 from lmxexp.ramp.stages import stage_of, steps_of, tokens_in
-from lmxexp.train import checkpoint, saving
+from lmxexp.train import checkpoint, saving, self_test
 from lmxexp.train.devices import Devices
 from lmxexp.train.drive import Steps, alone
 from lmxexp.train.evaluator import Evaluator
@@ -24,11 +24,9 @@ from lmxexp.train.memory import MemoryLimitError
 from lmxexp.train.parts import n_parts
 from lmxexp.train.precision import compute_dtype
 from lmxexp.train.progress import Progress, StepClock
-from lmxexp.train.random_state import get_random_state, set_random_state
-from lmxexp.train.self_test import self_test
 from lmxexp.train.settings import TrainSettings
 from lmxexp.train.signals import StopSignals
-from lmxexp.train.step import STOP, TrainStep, to_arrays
+from lmxexp.train.step import STOP, TrainStep
 from lmxexp.train.weights import weights
 
 
@@ -155,13 +153,8 @@ class Trainer:
             MemoryLimitError: peak memory above the limit.
         """
         self.model.train()
-        for stage in self.ramp.stages if self.settings.self_test else ():
-            self_test(
-                self.make_step,
-                [self.batch(step) for step in range(stage.start, stage.start + 2) if self.stage(step) == stage],
-                dropout=self._draws_random_numbers(),
-                exact=self.precision == "fp32",
-            )
+        if self.settings.self_test:
+            self_test.prove(self)
         with self.signals:
             try:
                 if self.progress.unlogged is not None:  # stopped between a step and its line in the log
@@ -321,15 +314,6 @@ class Trainer:
             devices=self.devices,
             compile=self.settings.compile if compile is None else compile,
         )
-
-    def _draws_random_numbers(self) -> bool:
-        """Whether a training forward pass moves the random state on, as dropout does."""
-        before = get_random_state()
-        with self.weights(self.model.trainable_parameters()):
-            self.loss(self.model, self.batch(0)._replace(**to_arrays(self.batch(0))))
-        moved = get_random_state() != before
-        set_random_state(before)
-        return moved
 
     def _divergence(self, loss: float, lr: float) -> str:
         last = checkpoint.newest(self.checkpoints)
