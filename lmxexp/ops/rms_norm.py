@@ -1,5 +1,7 @@
 """The root-mean-square norm, with a gradient in one kernel of our own where there is one."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import cast
 
@@ -23,20 +25,30 @@ def rms_norm(x: mx.array, weight: mx.array | None, eps: float) -> mx.array:
     """
     if weight is None or not is_ours(x, weight):
         return mx.fast.rms_norm(x, weight, eps)
+    for stream in _beside:
+        if stream[0] is x:
+            stream[0], y = cast(tuple[mx.array, mx.array], _branch(eps)(x, weight))
+            return y
     return cast(mx.array, _norm(eps)(x, weight))
 
 
-def branch(x: mx.array, weight: mx.array | None, eps: float) -> tuple[mx.array, mx.array]:
-    """``x`` and its `rms_norm`, for a residual stream that goes on beside a sublayer.
+_beside: list[list[mx.array]] = []
+"""What norms are computed beside, of which there is one, or none."""
 
-    With the ``x`` that is returned, the gradients of the two are added where the norm's is computed.
 
-    Shapes:
-        x ``(..., D)``, weight ``(D,)``; returns two of the shape of x.
+@contextmanager
+def beside(x: mx.array) -> Iterator[list[mx.array]]:
+    """For a residual stream ``x`` that goes on beside its norm: ``with beside(x) as stream: y = norm(x)``.
+
+    Of the array that is in ``stream`` afterwards, and that is ``x``, the gradient is added to the norm's where that is
+    computed. A context and no argument, as norms are whatever modules the configuration names.
     """
-    if weight is None or not is_ours(x, weight):
-        return x, mx.fast.rms_norm(x, weight, eps)
-    return cast(tuple[mx.array, mx.array], _branch(eps)(x, weight))
+    stream = [x]
+    _beside.append(stream)
+    try:
+        yield stream
+    finally:
+        _beside.remove(stream)
 
 
 def is_ours(x: mx.array, weight: mx.array) -> bool:

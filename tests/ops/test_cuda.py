@@ -169,36 +169,39 @@ def test_the_switch_and_what_is_under_vmap(monkeypatch):
 
 @needs_cuda
 @pytest.mark.parametrize("shape", [(2, 33, 256), (3, 1000, 768), (5, 1024), (7, 100), (2, 2048)])
-@pytest.mark.parametrize("beside", [False, True])
-def test_rms_norm(beside_its_twin, shape, beside):
+@pytest.mark.parametrize("residual", [False, True])
+def test_rms_norm(beside_its_twin, shape, residual):
     x, weight = random(*shape), random(shape[-1], seed=1)
     c, d = random(*shape, seed=2), random(*shape, seed=3)
 
     def loss(x, weight):
-        if not beside:
+        if not residual:
             return (rms_norm.rms_norm(x, weight, 1e-5) * c).sum()
-        x, y = rms_norm.branch(x, weight, 1e-5)
-        return (y * c).sum() + (x * d).sum()
+        with rms_norm.beside(x) as stream:
+            y = rms_norm.rms_norm(x, weight, 1e-5)
+        return (y * c).sum() + (stream[0] * d).sum()
 
     beside_its_twin(lambda: list(mx.compile(mx.grad(loss, argnums=(0, 1)))(x, weight)), 1e-5)
 
 
 @needs_cuda
 @pytest.mark.parametrize(("dtype", "tolerance"), [(mx.float32, 1e-5), (mx.bfloat16, 2**-8)])
-@pytest.mark.parametrize("beside", [False, True])
-def test_gradient_of_rms_norm(beside, dtype, tolerance):
+@pytest.mark.parametrize("residual", [False, True])
+def test_gradient_of_rms_norm(residual, dtype, tolerance):
     """Against float64; MLX's own adds rows up that are rounded to bf16."""
     x, weight, c, d = (random(n, 768, dtype=dtype, seed=i) for i, n in enumerate((5000, 1, 5000, 5000)))
     weight = weight[0]
 
     def loss(x, weight):
-        x, y = rms_norm.branch(x, weight, 1e-3)
-        return (y * c).sum() + ((x * d).sum() if beside else 0.0)
+        with rms_norm.beside(x) as stream:
+            y = rms_norm.rms_norm(x, weight, 1e-3)
+        assert stream[0] is not x, "it is the kernel's"
+        return (y * c).sum() + ((stream[0] * d).sum() if residual else 0.0)
 
     got = mx.grad(loss, argnums=(0, 1))(x, weight)
     a, w, g, s = (np.array(v.astype(mx.float32), np.float64) for v in (x, weight, c, d))
     r = 1 / np.sqrt((a * a).mean(-1, keepdims=True) + 1e-3)
-    of_x = g * w * r - a * r**3 * (g * w * a).mean(-1, keepdims=True) + (s if beside else 0.0)
+    of_x = g * w * r - a * r**3 * (g * w * a).mean(-1, keepdims=True) + (s if residual else 0.0)
     for ours, want in zip(got, (of_x, (g * a * r).sum(0)), strict=True):
         assert np.abs(np.array(ours.astype(mx.float32)) - want).max() < tolerance * np.abs(want).max()
 

@@ -93,7 +93,7 @@ def test_parts_are_of_equal_size_along_an_axis_that_divides(overrides):
 @pytest.mark.parametrize("n", [2, 4])
 @pytest.mark.parametrize("n_micro", [1, 2])
 def test_the_ledger_of_parts(n, n_micro):
-    whole, parts = parts_of(1)[1].of(n_micro), parts_of(n)[1].of(n_micro)
+    whole, parts = (parts_of(k)[1].of(n_micro, "none") for k in (1, n))
     scalars = 16  # the step and the learning rate, which are everybody's
     assert parts.weights == whole.weights // n
     assert parts.gradients == whole.gradients // n

@@ -6,6 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from lmxexp.interfaces import Aux, Factory, Shared
+from lmxexp.ops.rms_norm import beside
 
 
 class ResidualBlock(nn.Module):
@@ -60,8 +61,9 @@ class ResidualBlock(nn.Module):
     @staticmethod
     def branch(norm: nn.Module, x: mx.array) -> tuple[mx.array, mx.array]:
         """``x`` to go on with, and ``norm(x)`` for a sublayer."""
-        together = getattr(norm, "branch", None)
-        return (x, norm(x)) if together is None else together(x)
+        with beside(x) as stream:
+            y = norm(x)
+        return stream[0], y
 
     def make_cache(self) -> Any:
         return self.self_attn.make_cache() if self.self_attn is not None else None

@@ -3,7 +3,7 @@
 import mlx.core as mx
 import mlx.nn as nn
 
-from lmxexp.ops import rms_norm
+from lmxexp.ops.rms_norm import rms_norm
 
 
 class RMSNorm(nn.Module):
@@ -29,11 +29,5 @@ class RMSNorm(nn.Module):
             self.weight = mx.full((dims,), 1.0 - offset)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return rms_norm.rms_norm(x, self._scale(), self.eps)
-
-    def branch(self, x: mx.array) -> tuple[mx.array, mx.array]:
-        """``x`` and its norm, see `lmxexp.ops.rms_norm.branch`."""
-        return rms_norm.branch(x, self._scale(), self.eps)
-
-    def _scale(self) -> mx.array | None:
-        return (self.weight + self.offset if self.offset else self.weight) if "weight" in self else None
+        weight = self.weight + self.offset if "weight" in self else None
+        return rms_norm(x, weight, self.eps)
