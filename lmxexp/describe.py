@@ -247,7 +247,7 @@ def _training(
             n_devices=n_parts,
         )
         # What it would take is wanted, wherever it is to run: of a number nobody is warned here.
-        chosen_way = fitted(share, ledger) if "auto" in (share.n_micro, share.remat) else share
+        chosen_way = fitted(share, ledger) if share.autos else share
         memory = ledger.of(chosen_way.parts, chosen_way.chosen_remat)
     except ValueError as error:  # a primitive that MLX cannot trace
         return chosen, parts, None, str(error)

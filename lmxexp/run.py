@@ -149,7 +149,7 @@ def steps_in_parts(
     share = parallel.share(world.size, settings)
     n_parts = parallel.n_parts(world.size, settings)
     ledger = Ledger(model, optimizer, loss, share, compute_dtype, document_mask=document_mask, n_devices=n_parts)
-    autos = [key for key in Way._fields if getattr(settings, key) == "auto"]
+    autos = settings.autos
     adapts = bool(autos) and world.size == 1  # others would wait for the one that begins again
     known = before if beyond is None and parallel.were(before, world.size) else None
     chosen = world.from_main(lambda: fitted(share, ledger, known=known, beyond=beyond))
@@ -225,7 +225,7 @@ def steps_in_parts(
         side_by_side=side_by_side,
     )
     too_large = functools.partial(out_of_memory, ledger=ledger, adapts=adapts)
-    too_large = parallel.without_another_try(world, shared, config["train"], too_large)
+    too_large = parallel.without_another_try(world, shared, autos, too_large)
     return (yield from _fit(trainer, logger, info, until, too_large, begun))
 
 

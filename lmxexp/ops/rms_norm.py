@@ -25,15 +25,14 @@ def rms_norm(x: mx.array, weight: mx.array | None, eps: float) -> mx.array:
     """
     if weight is None or not is_ours(x, weight):
         return mx.fast.rms_norm(x, weight, eps)
-    for stream in _beside:
-        if stream[0] is x:
-            stream[0], y = cast(tuple[mx.array, mx.array], _branch(eps)(x, weight))
-            return y
+    if _stream and _stream[0] is x:
+        _stream[0], y = cast(tuple[mx.array, mx.array], _branch(eps)(x, weight))
+        return y
     return cast(mx.array, _norm(eps)(x, weight))
 
 
-_beside: list[list[mx.array]] = []
-"""What norms are computed beside, of which there is one, or none."""
+_stream: list[mx.array] = []
+"""What is handed out by `beside`; empty outside."""
 
 
 @contextmanager
@@ -43,12 +42,12 @@ def beside(x: mx.array) -> Iterator[list[mx.array]]:
     Of the array that is in ``stream`` afterwards, and that is ``x``, the gradient is added to the norm's where that is
     computed. A context and no argument, as norms are whatever modules the configuration names.
     """
-    stream = [x]
-    _beside.append(stream)
+    global _stream
+    before, _stream = _stream, [x]
     try:
-        yield stream
+        yield _stream
     finally:
-        _beside.remove(stream)
+        _stream = before
 
 
 def is_ours(x: mx.array, weight: mx.array) -> bool:

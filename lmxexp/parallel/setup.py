@@ -4,7 +4,7 @@ computed."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -134,17 +134,16 @@ def resumable_after_death(world: World, run_dir: Path, record: Mapping[str, Any]
 def without_another_try(
     world: World,
     run_dir: Path,
-    train: Mapping[str, Any],
+    autos: Sequence[str],
     too_large: Callable[[BaseException, Any], OutOfMemoryError],
 ) -> Callable[[BaseException, Any], OutOfMemoryError]:
     """What says why a run ends for want of memory. On several devices ``auto`` does not go on with less by itself, as
     the others would wait for the one that begins again: then it says how the run goes on, too.
 
     Args:
-        train: the node of the configuration.
+        autos: the run's `TrainSettings.autos`.
         too_large: says it for one device.
     """
-    autos = [f"train.{key}=auto" for key in ("n_micro", "remat") if train.get(key) == "auto"]
     if world.size == 1 or not autos:
         return too_large
 
@@ -153,8 +152,9 @@ def without_another_try(
         mend = (
             f"resume={run_dir} goes on, with a larger train.n_micro beside it (the last had {trainer.settings.parts})"
         )
+        keys = " and ".join(f"train.{key}=auto" for key in autos)
         return OutOfMemoryError(
-            f"{found}; on several devices {' and '.join(autos)} cannot begin again by itself: {mend}", run_dir, None
+            f"{found}; on several devices {keys} cannot begin again by itself: {mend}", run_dir, None
         )
 
     return told

@@ -45,7 +45,7 @@ def fitted(
     Raises:
         ConfigError: nothing fits.
     """
-    autos = [key for key in Way._fields if getattr(settings, key) == "auto"]
+    autos = settings.autos
     kept = {key: known[key] for key in known.get("auto", autos) if key in autos and key in known} if known else {}
     limit_gb = settings.memory_limit_gb or device.memory_to_fit_gb()
     if len(kept) == len(autos):

@@ -23,12 +23,13 @@ class SelfTestError(RuntimeError):
 
 def prove(trainer: Trainer) -> None:
     """`self_test` for each shape of a run's batches, of which the first two are taken."""
+    dropout = _draws_random_numbers(trainer)
     for stage in trainer.ramp.stages:
         steps = [step for step in range(stage.start, stage.start + 2) if trainer.stage(step) == stage]
         self_test(
             trainer.make_step,
             [trainer.batch(step) for step in steps],
-            dropout=_draws_random_numbers(trainer),
+            dropout=dropout,
             exact=trainer.precision == "fp32",
         )
 

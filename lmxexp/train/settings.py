@@ -61,6 +61,11 @@ class TrainSettings:
             )
 
     @property
+    def autos(self) -> list[str]:
+        """The settings that a run chooses by the memory that there is."""
+        return [key for key in ("n_micro", "remat") if getattr(self, key) == "auto"]
+
+    @property
     def parts(self) -> int:
         """``n_micro``, once it is a number; see `lmxexp.train.fitted`."""
         assert isinstance(self.n_micro, int), "auto, which no run has found a number for yet"

@@ -1,7 +1,7 @@
 """The training loop."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -184,7 +184,7 @@ class Trainer:
             after < self.end
             and self.stage(after) == self.stage(self.step)
             and not self._should_stop()
-            and not any(self._is_due(c, after) for c in self.callbacks.values() if getattr(c, "reads_state", True))
+            and not _any_reads_state(self._due(after))
         )
 
     def _pause(self) -> None:
@@ -229,8 +229,8 @@ class Trainer:
     def _report(self, metrics: dict[str, float]) -> None:
         """Callbacks, then the line in the log, then what must not stand without that line."""
         self.progress.unlogged = dict(metrics)
-        due = [c for c in self.callbacks.values() if self._is_due(c, self.step)]
-        if any(getattr(c, "reads_state", True) for c in due):
+        due = self._due(self.step)
+        if _any_reads_state(due):
             self._fetch_state()
         for callback in due:
             if not callback.after_log:
@@ -249,10 +249,10 @@ class Trainer:
             self.fetch()
             self.fetched_at = self.step
 
-    def _is_due(self, callback: Callback, step: int) -> bool:
-        if step == self.settings.steps and callback.at_end:
-            return True
-        return callback.every > 0 and step % callback.every == 0
+    def _due(self, step: int) -> list[Callback]:
+        """The callbacks after so many steps, in order."""
+        at_end = step == self.settings.steps
+        return [c for c in self.callbacks.values() if (at_end and c.at_end) or (c.every > 0 and step % c.every == 0)]
 
     def evaluate(self) -> dict[str, float]:
         """Metrics over the whole validation split, of `evaluated_weights`; the best so far is noted."""
@@ -322,3 +322,7 @@ class Trainer:
             f"train/loss is {loss} at step {self.step} with learning rate {lr:.3g}; {saved}. "
             "Lower optim.learning_rate, lengthen the warmup, or set train.max_grad_norm"
         )
+
+
+def _any_reads_state(callbacks: Sequence[Callback]) -> bool:
+    return any(getattr(callback, "reads_state", True) for callback in callbacks)

@@ -11,8 +11,7 @@ from lmxexp.ops.cholesky import inverse_cholesky, inverse_cholesky_flops, upper_
 from lmxexp.ops.matrix_roots import orthonormal_columns
 from lmxexp.ops.unit_lower import unit_lower_flops
 from tests.ops.test_cuda import beside_its_twin, needs_cuda  # noqa: F401 - a fixture
-from tests.ops.test_matrix_roots import SIZES, positive, to_mlx
-from tests.population.close import on_a_gpu
+from tests.ops.test_matrix_roots import SIZES, assert_mapped_as_alone, positive, to_mlx
 
 
 def of_float64(matrix):
@@ -49,13 +48,7 @@ def test_column_by_column_of_blocks(n, condition, tolerance):
 
 @pytest.mark.parametrize("function", [lambda a: upper_inverse(mx.triu(a)), inverse_cholesky])
 def test_mapped_and_compiled_is_what_it_is_alone(function):
-    matrices = to_mlx(positive(24, 100.0))
-    alone = [function(matrix) for matrix in matrices]
-    for mapped in (mx.vmap(function), mx.compile(mx.vmap(function))):
-        with cuda.under_vmap(True):
-            together = mapped(matrices)
-        for one, of_all in zip(alone, together, strict=True):
-            np.testing.assert_allclose(np.array(of_all), np.array(one), atol=1e-4 if on_a_gpu() else 0)
+    assert_mapped_as_alone(function)
 
 
 @pytest.mark.parametrize("compiled", [False, True])

@@ -140,6 +140,11 @@ def test_norm_lower_bound(n):
     ids=["inverse_root", "orthonormal_columns", "norm_lower_bound"],
 )
 def test_mapped_and_compiled_is_what_it_is_alone(function):
+    assert_mapped_as_alone(function)
+
+
+def assert_mapped_as_alone(function):
+    """Of a matrix, for one member after the other and for all at once."""
     matrices = to_mlx(positive(24, 100.0))
     alone = [function(matrix) for matrix in matrices]
     for mapped in (mx.vmap(function), mx.compile(mx.vmap(function))):

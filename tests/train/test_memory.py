@@ -65,6 +65,13 @@ def test_masks_between_documents_are_in_the_estimate():
     assert more >= 8 * 256 * 256, "a boolean for each two positions of a row"
 
 
+@pytest.mark.parametrize("n_micro", ["auto", "2"])
+@pytest.mark.parametrize("remat", ["auto", "light"])
+def test_what_is_auto(n_micro, remat):
+    settings, _ = ledger_of(f"train.n_micro={n_micro}", f"train.remat={remat}")
+    assert settings.autos == ["n_micro"] * (n_micro == "auto") + ["remat"] * (remat == "auto")
+
+
 # --- how many ---------------------------------------------------------------------------------------------------------
 
 
