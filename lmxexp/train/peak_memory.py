@@ -272,7 +272,7 @@ def _stand_ins(on_gpu: bool, whole: Any) -> Iterator[None]:
         stack.enter_context(replaced(language_model, "recomputed", partial(_keeps_input_alone, whole)))
         if on_gpu:
             # Traced on the CPU, attention keeps all its scores; a fused kernel keeps queries, keys, values and output.
-            stack.enter_context(replaced(mx.fast, "scaled_dot_product_attention", _keeps_no_scores))
+            stack.enter_context(replaced(mx.fast, "scaled_dot_product_attention", partial(_keeps_no_scores, {})))
             stack.enter_context(replaced(language_model, "cross_entropy", _keeps_logits_alone))
             for module in (glu, experts):
                 stack.enter_context(replaced(module, "gated", lambda _, gate, up: gate * up))
@@ -296,11 +296,17 @@ def _keeps_logits_alone(logits: mx.array, targets: mx.array) -> tuple[mx.array, 
     return log_z - targets, log_z
 
 
-def _keeps_no_scores(q: mx.array, k: mx.array, v: mx.array, *, mask: Any = None, **_: Any) -> mx.array:
-    """An array of attention's shape, made of all that attention is made of; of a mask, one in the type of queries."""
+def _keeps_no_scores(
+    masks: dict[Any, mx.array], q: mx.array, k: mx.array, v: mx.array, *, mask: Any = None, **_: Any
+) -> mx.array:
+    """An array of attention's shape, made of all that attention is made of; of a mask, one in the type of queries.
+
+    Args:
+        masks: those of earlier layers, by shape: compiled, layers of equal masks share one.
+    """
     B, H, L, _C = q.shape
     K = k.shape[1]
     if isinstance(mask, mx.array):
-        q = q * mx.where(mask, 0.0, -1.0).astype(q.dtype)[..., :1]
+        q = q * masks.setdefault(mask.shape, mx.where(mask, 0.0, -1.0).astype(q.dtype))[..., :1]
     weights = q[..., :1].reshape(B, K, H // K, L, 1) * k[:, :, None, -L:, :1]
     return (weights * v[:, :, None, -L:]).reshape(B, H, L, v.shape[-1])

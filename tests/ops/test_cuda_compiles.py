@@ -18,6 +18,9 @@ KERNELS = {
     "inverse_cholesky": (cholesky._INVERSE_FACTOR, ["float", "int", "float"]),
 }
 OF_ONE_TYPE = {"inverse_cholesky": ["float"]}
+FRAMES = {"rope": 32}
+"""Bytes on the stack, which is memory: sine and cosine of large angles have them. Of the others, arrays would be there
+whose places the compiler does not know."""
 CASES = [(name, t) for name in KERNELS for t in OF_ONE_TYPE.get(name, ["__nv_bfloat16", "float"])]
 
 needs_compiler = pytest.mark.skipif(cuda_compiler.compiler() is None, reason="there is no run-time compiler for CUDA")
@@ -33,7 +36,7 @@ def source(name, dtype):
 def test_compiles_and_keeps_its_arrays_in_registers(name, dtype):
     binary, log = cuda_compiler.compile(source(name, dtype), "sm_90", "--ptxas-options=-v")
     assert binary.startswith(b"\x7fELF")
-    assert " 0 bytes spill stores" in log, log
+    assert f" {FRAMES.get(name, 0)} bytes stack frame, 0 bytes spill stores" in log, log
 
 
 @needs_compiler

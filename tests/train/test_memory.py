@@ -33,6 +33,7 @@ from lmxexp.train.memory import (
     OutOfMemoryError,
     is_out_of_memory,
 )
+from lmxexp.train.peak_memory import estimate
 from lmxexp.train.step import TrainStep
 
 RUN = sys.modules["lmxexp.run"]  # `lmxexp.run` is its function
@@ -63,6 +64,16 @@ def test_masks_between_documents_are_in_the_estimate():
     masked = Ledger(*ledger._args, settings, None, document_mask=True)
     more = masked.of(1, "none").peak - ledger.of(1, "none").peak
     assert more >= 8 * 256 * 256, "a boolean for each two positions of a row"
+
+
+def test_masks_between_documents_are_in_the_estimate_for_a_gpu():
+    """One for all layers, in the type of queries; scores, beside which it would be nothing, are not there."""
+    settings, ledger = ledger_of("train.seq_len=1024", "model.n_heads=1", "model.n_layers=4")
+    plain, masked = (
+        estimate(*ledger._args, batch_size=settings.batch_size, seq_len=1024, document_mask=mask, on_gpu=True).peak
+        for mask in (False, True)
+    )
+    assert 1 <= (masked - plain) / (4 * settings.batch_size * 1024 * 1024) < 1.5
 
 
 @pytest.mark.parametrize("n_micro", ["auto", "2"])
