@@ -74,8 +74,20 @@ def test_causal(overrides):
         assert not mx.allclose(a[:, t:], b[:, t:]).item()
 
 
-@and_positions
-@pytest.mark.parametrize("split", [(1, 23), (10, 1, 13), (1,) * LENGTH], ids=str)
+SPLITS = [(1, 23), (10, 1, 13), (1,) * LENGTH]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "split"),
+    [((m,), split) for m in MODELS for split in SPLITS]
+    + [(pair, SPLITS[1]) for pair in MIXERS_AND_POSITIONS]
+    + [
+        pytest.param(pair, split, marks=pytest.mark.exhaustive)
+        for pair in MIXERS_AND_POSITIONS
+        for split in (SPLITS[0], SPLITS[2])
+    ],
+    ids=lambda value: " ".join(map(str, value)),
+)
 def test_cache_equals_no_cache(overrides, split):
     model = model_or_skip(*overrides)
     x = tokens()

@@ -105,7 +105,11 @@ def losses(cfg: DictConfig, n_steps: int = 2) -> list[float]:
     return [*found, loss(model, batch)[0].item()]
 
 
-@pytest.mark.parametrize("mixer", kinds("attention"))
+def further(mixer: str) -> list[pytest.MarkDecorator]:
+    return [] if is_first_of_its_classes("attention", mixer) else [pytest.mark.exhaustive]
+
+
+@pytest.mark.parametrize("mixer", [pytest.param(m, marks=further(m)) for m in kinds("attention")])
 def test_pairs_train_or_are_refused(mixer):
     wrong = {}
     for group, kind in ((g, k) for g in GROUPS for k in kinds(g)):

@@ -23,7 +23,7 @@ GRID = ["attention=gqa,sliding", "seed=1,2"]
 @pytest.mark.parametrize(
     ("kills", "how", "more"),
     [
-        pytest.param(20, "all", ["logger=[jsonl,wandb]"], marks=pytest.mark.slow),
+        pytest.param(12, "all", ["logger=[jsonl,wandb]"], marks=pytest.mark.slow),
         pytest.param(5, "all", ["hydra/launcher=subprocess", "hydra.launcher.n_jobs=2"], marks=pytest.mark.exhaustive),
         # Its points are left alone, and must not write beside those of the next command.
         pytest.param(5, "parent", ["hydra/launcher=subprocess", "hydra.launcher.n_jobs=2"], marks=pytest.mark.slow),
