@@ -10,7 +10,7 @@ from lmxexp.ops import cholesky, cuda
 from lmxexp.ops.cholesky import inverse_cholesky, inverse_cholesky_flops, upper_inverse, upper_inverse_flops
 from lmxexp.ops.matrix_roots import orthonormal_columns
 from lmxexp.ops.unit_lower import unit_lower_flops
-from tests.ops.test_cuda import beside_its_twin, needs_cuda  # noqa: F401 - a fixture
+from tests.ops.cuda_on_host import needs_device, needs_kernels
 from tests.ops.test_matrix_roots import SIZES, assert_mapped_as_alone, positive, to_mlx
 
 
@@ -81,10 +81,10 @@ def test_flops():
     assert inverse_cholesky_flops(256) == 8 * 128**3 + 2 * unit_lower_flops(128)
 
 
-@needs_cuda
-@pytest.mark.parametrize("n", [1, 3, 17, 63, 64, 200, 768])
+@needs_kernels
+@pytest.mark.parametrize("n", [1, 3, 17, 63, 64, 200, pytest.param(768, marks=needs_device)])
 @pytest.mark.parametrize("batch", [(), (1,), (5,), (2, 3)])
-def test_the_kernel(beside_its_twin, n, batch):  # noqa: F811
+def test_the_kernel(beside_its_twin, n, batch):
     count = math.prod(batch)
     matrices = np.concatenate([positive(n, 100.0, seed=i) for i in range(-(-count // 2))])[:count].reshape(*batch, n, n)
     a = to_mlx(matrices)
@@ -94,10 +94,10 @@ def test_the_kernel(beside_its_twin, n, batch):  # noqa: F811
     beside_its_twin(lambda: [inverse_cholesky(a), mx.compile(inverse_cholesky)(a)], 1e-5)
 
 
-@needs_cuda
+@needs_kernels
 @pytest.mark.parametrize("bad", [math.nan, 0.0, -1.0])
 @pytest.mark.parametrize("n", [17, 64])
-def test_the_kernel_has_no_factor_of_what_is_not_positive(bad, n):
+def test_the_kernel_has_no_factor_of_what_is_not_positive(kernels, bad, n):
     matrices = positive(n, 10.0)
     expected = of_float64(matrices)
     matrices[0, 9, 9] = bad
@@ -107,9 +107,9 @@ def test_the_kernel_has_no_factor_of_what_is_not_positive(bad, n):
     np.testing.assert_allclose(found[1], expected[1], atol=1e-5)
 
 
-@needs_cuda
+@needs_kernels
 @pytest.mark.parametrize("n", [17, 64, 200])
-def test_the_kernel_takes_all_members(beside_its_twin, n):  # noqa: F811
+def test_the_kernel_takes_all_members(beside_its_twin, n):
     matrices = np.stack([positive(n, 100.0, seed=i) for i in range(3)])
 
     def function():
@@ -120,10 +120,10 @@ def test_the_kernel_takes_all_members(beside_its_twin, n):  # noqa: F811
     beside_its_twin(function, 1e-5)
 
 
-@needs_cuda
-@pytest.mark.parametrize("n", [200, 768])
+@needs_kernels
+@pytest.mark.parametrize("n", [200, pytest.param(768, marks=needs_device)])
 @pytest.mark.parametrize("condition", [10.0, 1e6])
-def test_orthonormal_columns_by_the_kernel(beside_its_twin, n, condition):  # noqa: F811
+def test_orthonormal_columns_by_the_kernel(beside_its_twin, n, condition):
     a = to_mlx(positive(n, condition))
     q, error = (np.array(x) for x in mx.compile(orthonormal_columns)(a))
     assert error.max() < 1e-5
