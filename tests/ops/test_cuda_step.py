@@ -1,0 +1,54 @@
+"""A whole step with all kernels of ours beside one without; without a CUDA device the host computes them."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import lmxexp
+from lmxexp.build import build
+from lmxexp.interfaces import Batch
+from lmxexp.model.build import build_model
+from lmxexp.optim.build import optimizer_of
+from lmxexp.train import precision
+from lmxexp.train.step import TrainStep
+from tests.ops.cuda_on_host import HAS_DEVICE, needs_kernels
+
+SMALL = ["model.d_model=256", "model.n_heads=4", "model.n_layers=1", "model.d_ff=64", "train.seq_len=32"]
+OURS = {"rms_norm_gradient", "rope", "silu_gradient", "log_z", "logit_gradient", "rows", "sum_of_squares"}
+
+
+def steps(overrides: list[str], chosen: str) -> list[dict[str, float]]:
+    """The scalars of two steps."""
+    cfg = lmxexp.compose([*SMALL, *overrides])
+    mx.random.seed(0)
+    model = build_model(cfg, vocab_size=101)
+    optimizer = optimizer_of(cfg)
+    optimizer.init(model.trainable_parameters())
+    step = TrainStep(
+        model, optimizer, build(cfg.loss), compute_dtype=precision.compute_dtype(chosen), n_micro=2, compile=False
+    )
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(2):
+        ids = rng.integers(0, 101, (4, 33)).astype(np.int32)
+        scalars = step(Batch(ids[:, :-1], ids[:, 1:]))
+        mx.eval(scalars, step.state)
+        found.append({name: value.item() for name, value in scalars.items()})
+    return found
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("overrides", "chosen", "tolerance"),
+    [(["embedding=tied"], "fp32", 2e-5), (["embedding=untied"], "mixed", 2e-2)],
+    ids=["fp32", "mixed"],
+)
+def test_the_scalars_are_those_of_the_twins(kernels, monkeypatch, overrides, chosen, tolerance):
+    monkeypatch.setattr("lmxexp.ops.embed._ONE_HOT_LIMIT_BESIDE_A_KERNEL", 0)
+    ours = steps(overrides, chosen)
+    if not HAS_DEVICE:
+        used = {name for name, _ in kernels}
+        assert not [name for name in OURS if not any(f"lmxexp_{name}" in full for full in used)]
+    monkeypatch.setenv("LMXEXP_CUDA_KERNELS", "0")
+    for a, b in zip(ours, steps(overrides, chosen), strict=True):
+        assert a == pytest.approx(b, rel=tolerance)
