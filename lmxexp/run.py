@@ -7,7 +7,7 @@ import statistics
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -155,6 +155,13 @@ def steps_in_parts(
     chosen = world.from_main(lambda: fitted(share, ledger, known=known, beyond=beyond))
     settings = dataclasses.replace(settings, n_micro=chosen.n_micro, remat=chosen.remat)
     peak_gflops = world.from_main(lambda: _peak_gflops(chosen_precision))
+    flops_per_token = {stage.seq_len: model.flops_per_token(stage.seq_len) for stage in ramp.stages}
+    counts = {  # of the whole model: devices may keep parts of it from here on
+        "params": model.n_params(),
+        "params_by_part": _params_by_part(model),
+        "flops_per_token": _flops_per_token(flops_per_token, ramp, settings.steps),
+        "state_elements": model.state_size(settings.seq_len),
+    }
     devices = parallel.devices(world, settings, model, optimizer, compute_dtype)
     _start_clean(cfg.seed)  # of the measurement's memory, and of what random numbers the design's constructors drew
 
@@ -166,10 +173,7 @@ def steps_in_parts(
         "identity": identity(config, source.fingerprint),
         "choices": dict(config["choice"]),
         "seeds": {"seed": cfg.seed, "data": config["data"].get("seed")},
-        "params": model.n_params(),
-        "params_by_part": _params_by_part(model),
-        "flops_per_token": _flops_per_token(model, ramp, settings.steps),
-        "state_elements": model.state_size(settings.seq_len),
+        **counts,
         "vocab_size": source.vocab_size,
         "precision": chosen_precision,
         "n_micro": settings.parts,
@@ -199,6 +203,7 @@ def steps_in_parts(
         run_id=run_id,
         precision=chosen_precision,
         peak_flops=peak_gflops * 1e9 * world.size,
+        flops_per_token=flops_per_token,
         devices=devices,
     )
     if start:
@@ -276,7 +281,8 @@ def _fit(
         error = f"{type(e).__name__}: {e}"
         raise
     finally:
-        summary = {"status": status, "error": error, **_summary(trainer, begun), "seconds": time.perf_counter() - start}
+        seconds = time.perf_counter() - start
+        summary = {"status": status, "error": error, **_summary(trainer, info, begun), "seconds": seconds}
         try:
             run_files.write_json(info.run_dir / "summary.json", summary)
             population = {"population": trainer.n_members} if trainer.n_members > 1 else {}  # what its speed is of
@@ -294,7 +300,7 @@ def _fit(
     return result_of(info.run_dir, summary, trainer.signals.received)
 
 
-def _summary(trainer: Trainer, begun: float) -> dict[str, Any]:
+def _summary(trainer: Trainer, info: RunInfo, begun: float) -> dict[str, Any]:
     """The run in a few numbers: the last value of each metric, the best evaluation, typical speed, peak memory, and how
     long it took from where it began (or, of a process's first, from the import of lmxexp) to the end of its first step.
     """
@@ -316,7 +322,7 @@ def _summary(trainer: Trainer, begun: float) -> dict[str, Any]:
         "perf/compile_s": trainer.clock.compile_seconds,
         "perf/start_s": None if trainer.clock.first_step_at is None else trainer.clock.first_step_at - begun,
         "mem/peak_gb": max(peaks, default=None),
-        "params": trainer.model.n_params(),
+        "params": info.record["params"],
     }
 
 
@@ -332,10 +338,10 @@ def _start_clean(seed: int) -> None:
     mx.random.seed(seed)
 
 
-def _flops_per_token(model: LanguageModel, ramp: Ramp, steps: int) -> int:
+def _flops_per_token(by_seq_len: Mapping[int, int], ramp: Ramp, steps: int) -> int:
     """Forward and backward, on average over the run's tokens."""
     of_run = steps_of(ramp.stages, steps)
-    return flops_in(of_run, model.flops_per_token) // tokens_in(of_run)
+    return flops_in(of_run, by_seq_len.__getitem__) // tokens_in(of_run)
 
 
 def _params_by_part(model: LanguageModel) -> dict[str, int]:

@@ -45,5 +45,5 @@ class Throughput:
             "perf/data_wait": waited / seconds,
         }
         if trainer.peak_flops:
-            metrics["perf/mfu"] = flops_in(steps_of, trainer.model.flops_per_token) / seconds / trainer.peak_flops
+            metrics["perf/mfu"] = flops_in(steps_of, trainer.flops_per_token) / seconds / trainer.peak_flops
         return metrics

@@ -12,14 +12,15 @@ from lmxexp.compare.arms import Arm
 from lmxexp.compare.read import Run
 
 HIGHER = ("eval/accuracy", "perf/tokens_per_s", "perf/mfu")
-"""Metrics of which more is better. Of all others, less is, unless the user says otherwise."""
+"""Metrics of which more is better, beside all accuracies and what callback ``speed`` measures in tokens a second. Of
+all others, less is, unless the user says otherwise."""
 _MEDIAN = ("perf/mfu", "perf/step_ms")
 """Not in ``summary.json``, and of a single step too noisy: their median over the run, as it has of the speed."""
 
 
 def higher_is_better(metric: str) -> bool:
     """Whether more of a metric is better."""
-    return metric in HIGHER or metric.endswith("accuracy")
+    return metric in HIGHER or metric.endswith("accuracy") or "_tokens_per_s/" in metric
 
 
 def value(run: Run, metric: str) -> float | None:

@@ -15,8 +15,8 @@ Where the sensitivity comes from:
 - memory: unknown. A mismatch beyond 1 % prevents a verdict.
 - any: what the user gives as ``--sensitivity``.
 
-Only a mismatch in favour of the better arm counts: who wins with less has won. ``perf/*`` and ``mem/*`` are costs
-themselves and are not judged by this rule.
+Only a mismatch in favour of the better arm counts: who wins with less has won. ``perf/*``, ``mem/*`` and
+``speed/*`` are costs themselves and are not judged by this rule.
 
 Source:
     J. Kaplan et al., "Scaling Laws for Neural Language Models", 2020, https://arxiv.org/abs/2001.08361, table 5.
@@ -102,7 +102,7 @@ def is_loss(metric: str) -> bool:
 
 def is_judged(metric: str) -> bool:
     """Whether budgets bear on a metric in a way that this rule knows."""
-    return not metric.startswith(("perf/", "mem/"))
+    return not metric.startswith(("perf/", "mem/", "speed/"))
 
 
 def slope(run: Run, metric: str) -> float | None:

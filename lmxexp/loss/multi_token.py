@@ -27,7 +27,9 @@ class MultiToken:
         ConfigError: no module, a sequence no longer than their number.
 
     Source: DeepSeek-AI 2024, "DeepSeek-V3 Technical Report", section 2.2, eqs. 24-25; weight 0.3 for most of the
-        training there, 0.1 at the end. A module's targets of another document than its position's do not count.
+        training there, 0.1 at the end. A module's targets of another document than its position's do not count. As each
+        module's mean is over its own targets, parts of a batch (``train.n_micro``, devices) with unequal shares of them
+        come to slightly another step than the whole batch.
     """
 
     def __init__(self, n_ahead: int = 1, weight: float = 0.3):

@@ -59,7 +59,8 @@ def recomputed(
     function.vjp(gradient)
     values: Any = function(*arrays)
     outputs: Any = {"aux": {}, "shared": {}, **tree_unflatten(list(zip(made, values, strict=True)))}
-    STATE[0][:] = outputs["key"]
+    # Not differentiable, or what is drawn after the layer would have to be.
+    STATE[0][:] = mx.stop_gradient(outputs["key"])
     if shared is not None:
         shared.update(outputs["shared"])
     return outputs["y"], outputs["aux"]

@@ -54,6 +54,7 @@ class Trainer:
         run_id: kept in the checkpoint, so that a resumed run is the same run to W&B.
         precision: fp32, bf16 or mixed.
         peak_flops: of all devices, FLOPs a second, for ``perf/mfu``; None: unknown.
+        flops_per_token: of the whole model, by the length of the sequences; None: ``model`` is whole.
         devices: others that train the same model, each with a share of every batch; None: there are none.
     """
 
@@ -72,6 +73,7 @@ class Trainer:
         run_id: str,
         precision: str,
         peak_flops: float | None = None,
+        flops_per_token: Mapping[int, int] | None = None,
         devices: Devices | None = None,
     ):
         self.model, self.optimizer, self.loss, self.source, self.settings = model, optimizer, loss, source, settings
@@ -79,6 +81,7 @@ class Trainer:
         self.ramp, self.callbacks, self.logger = ramp, callbacks, logger
         self.run_dir, self.run_id = run_dir, run_id
         self.peak_flops, self.devices = peak_flops, devices
+        self._flops_per_token = flops_per_token
         self._stop_asked = False
         """Of several devices: by any, as all of them know."""
         self.end = 0
@@ -121,6 +124,10 @@ class Trainer:
     def tokens(self) -> int:
         """Training tokens seen."""
         return tokens_in(steps_of(self.ramp.stages, self.step))
+
+    def flops_per_token(self, seq_len: int) -> int:
+        """`LanguageModel.flops_per_token` of the model, of which devices may keep parts."""
+        return self.model.flops_per_token(seq_len) if self._flops_per_token is None else self._flops_per_token[seq_len]
 
     def batch(self, step: int) -> Batch:
         """What step number ``step``, from 0, trains on; of several devices, this one's share."""

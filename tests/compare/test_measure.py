@@ -11,7 +11,8 @@ from tests.compare.made_runs import make_run
     ("metric", "higher"),
     [("eval/loss", False), ("eval/bpb", False), ("eval/accuracy", True), ("perf/tokens_per_s", True),
      ("perf/mfu", True), ("perf/step_ms", False), ("mem/peak_gb", False), ("eval/own", False),
-     ("eval/copying_accuracy", True)],
+     ("eval/copying_accuracy", True), ("speed/train_tokens_per_s/512", True), ("speed/decode_tokens_per_s/64", True),
+     ("speed/train_peak_gb/512", False), ("speed/state_bytes/64", False)],
 )  # fmt: skip
 def test_direction(metric, higher):
     assert higher_is_better(metric) == higher

@@ -137,4 +137,6 @@ def test_kinds_of_metrics():
     assert [is_loss(m) for m in ("eval/loss", "best/eval/loss", "train/loss", "eval/bpb", "eval/accuracy")] == [
         True
     ] * 4 + [False]
-    assert [is_judged(m) for m in ("eval/loss", "perf/mfu", "mem/peak_gb")] == [True, False, False]
+    assert [is_judged(m) for m in ("eval/loss", "perf/mfu", "mem/peak_gb", "speed/state_bytes/64")] == [
+        *(True, False, False, False)
+    ]

@@ -1,5 +1,6 @@
 """The same mathematics, and the same checkpoints, on any number of processes."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import mlx.core as mx
 import pytest
 
 import lmxexp
+from lmxexp.logger.jsonl import read_metrics
 from lmxexp.train import checkpoint
 from tests.end_to_end.processes import deterministic
 from tests.parallel.cases import CASES, SHARDED, overrides
@@ -34,6 +36,14 @@ def assert_close(one: Path, other: Path) -> None:
     assert len(expected) == len(actual) > 0
     for want, got in zip(expected, actual, strict=True):
         assert got == pytest.approx(want, rel=ROUNDING), f"step {want['step']}"
+    of_one, of_other = (json.loads((d / "run.json").read_text()) for d in (one, other))
+    for count in ("params", "params_by_part", "flops_per_token", "state_elements"):
+        assert of_other[count] == of_one[count], f"{count} are those of the whole model"
+    assert json.loads((other / "summary.json").read_text())["params"] == of_one["params"]
+    for line in read_metrics(other / "metrics.jsonl"):
+        if "perf/mfu" in line and of_other.get("ramp") is None:
+            peak = 1e9 * of_other["matmul_gflops"] * of_other["world"]["size"]
+            assert line["perf/mfu"] == pytest.approx(line["perf/tokens_per_s"] * of_one["flops_per_token"] / peak)
 
 
 def test_two_processes_train_as_one_does(tmp_path):

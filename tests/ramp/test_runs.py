@@ -158,7 +158,7 @@ def test_speed_over_a_window_that_crosses_a_stage():
     seconds = [9.0, 0.1, 0.2, 9.0, 0.3, 0.4, 9.0, 0.5, 0.6, 0.7]
     per_token = lambda length: 100 + length
     clock = StepClock()
-    trainer = SimpleNamespace(clock=clock, peak_flops=1e4, model=SimpleNamespace(flops_per_token=per_token))
+    trainer = SimpleNamespace(clock=clock, peak_flops=1e4, flops_per_token=per_token)
     throughput, begin = Throughput(every=1), 0
     for end in (2, 5, 7, 10):
         for stage, s in zip(at[begin:end], seconds[begin:end], strict=True):

@@ -72,6 +72,9 @@ CASES = [
     ("attention=gla", "norm=layernorm", "ffn=moe", "ffn.weigh=input"),
     ("model=gpt_oss",),
     ("model=nemotron_h", "model.n_layers=4"),
+    # They draw random numbers after the layers.
+    ("loss=multi_token", "model.dropout=0.1"),
+    ("optim=sophia", "optim.estimate_every=2"),
 ]
 
 
