@@ -246,11 +246,13 @@ def _no_such(parts: list[str], i: int, names: list[str], cfg: DictConfig | None,
             return f"no such {what}; did you mean {'.'.join([close, *parts[1:]])}?"
         return "no such group or key"
     above = ".".join(parts[:i])
-    close = near(parts[i], names)
+    settings = [name for name in names if not name.startswith("_")]
+    close = near(parts[i], names if parts[i].startswith("_") else settings)
     if close is not None:
         return f"no such key; did you mean {shorten(f'{above}.{close}')}?"
-    settings = [name for name in names if not name.startswith("_")]
-    return f"no such key; {above} has: {', '.join(settings) or 'no settings'}"
+    if not settings:  # ramp=none ramp.start=2
+        return f"no such key; what is chosen as {shorten(above)} here has no settings"
+    return f"no such key; {above} has: {', '.join(settings)}"
 
 
 def _places(cfg: DictConfig | None, name: str, below: str = "") -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 from dataclasses import dataclass, field
@@ -63,6 +64,8 @@ class Points:
             file = None if errors.is_config_error(error) else errors.write_traceback(error, run_dir)
             shown = error if self.traceback or (cfg.get("debug") or {}).get("traceback") else None
             self.outcome = Outcome(1, errors.describe(error, file), shown)
+            if file is None:
+                _remove_unused(run_dir)
         return 0.0
 
     def _run(self, cfg: DictConfig, hydra: Any, run_dir: Path) -> Outcome:
@@ -105,3 +108,16 @@ class Points:
         if self.outcome.message:
             errors.report(self.outcome.message, self.outcome.error)
         return self.outcome.exit_code
+
+
+def _remove_unused(run_dir: Path) -> None:
+    """Remove what Hydra makes before a command is refused, where there is nothing else; and the directory with it,
+    unless the command was given there."""
+    found = {path.name: path for path in run_dir.iterdir()} if run_dir.is_dir() else {}
+    log = found.get("lmxexp.log")
+    if not found or not found.keys() <= {".hydra", "lmxexp.log"} or (log is not None and log.stat().st_size):
+        return
+    for path in found.values():
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    if run_dir.resolve() != Path.cwd():
+        run_dir.rmdir()

@@ -101,10 +101,12 @@ def axes_of(runs: Sequence[Run], ignore: Iterable[str] = ()) -> list[Axis]:
     different = signatures(runs, ignore)
     named = {key for run in runs for o in run.overrides for key in _keys_of(o)}
     choices = [k for k in different if k.startswith("choice.") and not _of_preset(k, different, named)]
-    others = _without_copies([k for k in different if not k.startswith("choice.")], different, named)
     all_choices = [k for k in different if k.startswith("choice.")]
+    settings = [k for k in different if not k.startswith("choice.")]
+    explained = {k for k in settings if k not in named and _explained(k, all_choices, different)}
+    others = _without_copies(settings, different, named, explained)
     choices.sort(key=lambda k: _FIRST.get(k, len(_FIRST)))
-    kept = choices + [k for k in others if k in named or not _explained(k, all_choices, different)]
+    kept = choices + [k for k in others if k not in explained]
     groups = {k.partition("@")[2] or k for run in runs[:1] for k in run.choices}
     return [Axis(key, short(key, groups), different[key]) for key in kept]
 
@@ -191,11 +193,15 @@ def _is_function(values: dict[Run, Any], of: Sequence[dict[Run, Any]]) -> bool:
     return all(known.setdefault(tuple(v[run] for v in of), value) == value for run, value in values.items())
 
 
-def _without_copies(keys: Sequence[str], different: dict[str, dict[Run, Any]], named: set[str]) -> list[str]:
-    """The keys that are set; not those that end alike and have the same values wherever a run has them."""
+def _without_copies(
+    keys: Sequence[str], different: dict[str, dict[Run, Any]], named: set[str], explained: set[str]
+) -> list[str]:
+    """The keys that are set; not those that end alike and have the same values wherever a run has them. What a choice
+    explains comes before what copies it: ``model.position.attention`` before ``model.attention.position``."""
     kept: dict[str, list[dict[Run, Any]]] = {}
     originals = set()
-    for key in sorted(keys, key=lambda k: (k not in named, k.count("."), not k.startswith("train."), k)):
+    first = lambda k: (k not in named, k not in explained, k.count("."), not k.startswith("train."), k)
+    for key in sorted(keys, key=first):
         alike = kept.setdefault(key.rpartition(".")[2], [])
         if not any(_is_copy(different[key], of=original) for original in alike):
             alike.append(different[key])

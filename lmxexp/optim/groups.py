@@ -98,15 +98,18 @@ class GroupedOptimizer(MultiOptimizer):
 
 def _with(settings: Mapping[str, Any], key: str, factory: functools.partial) -> functools.partial:
     """The factory with other settings; a mapping goes into the factory that stands there."""
-    known = inspect.signature(cast(Callable[..., Any], factory.func)).parameters
+    made = factory.func
+    while isinstance(made, functools.partial):
+        made = made.func
+    known = inspect.signature(cast(Callable[..., Any], made)).parameters
     new: dict[str, Any] = {}
     for name, value in settings.items():
         if name not in known:
-            raise ConfigError(
-                f"{key}{name}={value} is no setting of {factory.func.__name__}: it takes {', '.join(known)}"
-            )
+            raise ConfigError(f"{key}{name}={value} is no setting of {made.__name__}: it takes {', '.join(known)}")
         there = factory.keywords.get(name)
         if isinstance(value, Mapping) and isinstance(there, functools.partial):
             value = _with(value, f"{key}{name}.", there)
         new[name] = value
-    return functools.partial(factory, **new)
+    # Hydra's partials are of a class that `functools.partial` does not flatten: what they hold would not be among the
+    # keywords, where the schedule looks for learning rates.
+    return functools.partial(factory, **{**factory.keywords, **new})

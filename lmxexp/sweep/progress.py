@@ -83,7 +83,11 @@ class Monitor:
         # The stream as it is now: while a point runs in this process, sys.stdout is its log.
         self._console = Console(file=sys.stdout, highlight=False)
         kept = f", {done} of them done before" if done else ""
-        self._print(Text.assemble((f"sweep {self._directory.name}", "bold"), f"  {len(points)} points{kept}"))
+        self._print(
+            Text.assemble(
+                (f"sweep {self._directory.name}", "bold"), f"  {len(points)} point{'s' * (len(points) != 1)}{kept}"
+            )
+        )
         if terminal:
             self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=2, transient=True)
             self._live.start()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, read_write
 
 if TYPE_CHECKING:
     from lmxexp.sweep.planner import Planned
@@ -141,7 +141,23 @@ _command: list[str] = []
 
 
 class SweepCallback(Callback):
-    """Hydra's way to say that a sweep begins; ``conf/hydra/default.yaml`` names it."""
+    """Hydra's way to say that a run or a sweep begins; ``conf/hydra/default.yaml`` names it."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Keeps Hydra from writing this command's configuration over that of a run which is there, before the command
+        is refused: it is what that run is resumed from."""
+        from hydra.core.hydra_config import HydraConfig
+
+        hydra = HydraConfig.instance()
+        before = hydra.cfg
+        hydra.set_config(config)  # the directory's name may be of what was chosen
+        try:
+            directory = Path(str(config.hydra.run.dir))
+        finally:
+            hydra.cfg = before
+        if (directory / "run.json").exists():
+            with read_write(config.hydra):
+                config.hydra.output_subdir = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         global _current

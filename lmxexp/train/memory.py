@@ -142,6 +142,8 @@ def text_of(memory: MemoryEstimate) -> str:
         "logits": memory.logits,
         "activations and temporaries": memory.activations,
     }
+    # Of the estimate's factors, the sum of gradients over parts, and the update after them.
+    parts["allocated ahead, copied or summed"] = max(memory.peak - sum(parts.values()), 0)
     listed = ", ".join(f"{name} {in_bytes(size)}" for name, size in parts.items())
     return f"about {in_bytes(memory.peak)} at its peak in training, an estimate: {listed}"
 

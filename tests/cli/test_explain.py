@@ -16,6 +16,7 @@ MISTAKES = [
     ("n_heads=3", "n_heads=3: no such group or key; did you mean model.n_heads?"),
     ("score_softcap.cap=3", "did you mean model.score_softcap.cap?"),
     ("attention.n_headz=3", "attention.n_headz=3: no such key; did you mean attention.n_heads?"),
+    ("ramp.start=2", "ramp.start=2: no such key; what is chosen as ramp here has no settings"),
     ("train.xyz=3", "train.xyz=3: no such key; train has: steps, batch_size"),
     ("xyz=3", "xyz=3: no such group or key"),
     ("softcap=tanh", "say softcap@logit_softcap=tanh or softcap@score_softcap=tanh"),

@@ -30,6 +30,23 @@ def test_one_run(cli, tmp_path):
     assert "model/attention" not in (tmp_path / "here/.hydra/overrides.yaml").read_text()
 
 
+def test_a_refused_command_leaves_a_run_as_it_is(cli, tmp_path):
+    assert cli("attention=mha", "hydra.run.dir=here") == 0, cli.err
+    (tmp_path / "here/run.json").write_text("{}")
+    before = {path: path.read_bytes() for path in (tmp_path / "here/.hydra").iterdir()}
+    assert cli("train.steps=abc", "hydra.run.dir=here") == 1
+    assert {path: path.read_bytes() for path in (tmp_path / "here/.hydra").iterdir()} == before
+
+
+def test_a_refused_command_leaves_no_directory(cli, tmp_path):
+    assert cli("train.steps=abc") == 1
+    assert not list(tmp_path.glob("outputs/runs/*/*"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("mine")
+    assert cli("train.steps=abc", "hydra.run.dir=mine") == 1
+    assert (tmp_path / "mine/notes.txt").exists()
+
+
 def test_packages_that_announce_themselves_are_not_heard(cli):
     logging.getLogger("datasets").setLevel(logging.NOTSET)
     assert cli() == 0, cli.err

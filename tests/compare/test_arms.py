@@ -8,6 +8,8 @@ from lmxexp.compare.read import find_runs
 from lmxexp.interfaces import ConfigError
 from tests.compare.made_runs import make_run, make_sweep, memory_run
 
+POSITIONS = ("position.attention", "attention.position", "net.blocks.layer.mixer.position")
+
 
 def runs_of(*designs, seeds=(1, 2)):
     return [memory_run(choices, settings, seed=seed) for choices, settings in designs for seed in seeds]
@@ -52,6 +54,14 @@ def test_seeds_are_one_arm_in_their_order():
         (
             [({}, {"train.steps": 100, "schedule.steps": 100}), ({}, {"train.steps": 200, "schedule.steps": 200})],
             ["train.steps=100", "train.steps=200"],
+        ),
+        # What a choice brings, and copies of it where another choice takes it.
+        (
+            [
+                ({"position": "rope"}, {f"model.{place}.theta": 1e4 for place in POSITIONS}),
+                ({"position": "none"}, dict.fromkeys((f"model.{place}" for place in POSITIONS), None)),
+            ],
+            ["position=rope", "position=none"],
         ),
         # A number that a kind has and another has not.
         (

@@ -166,7 +166,7 @@ def test_a_point_above_its_memory_limit_is_a_row(place):
     done = sweep(place, "seed=1,2", "train.memory_limit_gb=1e-6")
     assert done.returncode == 1
     assert [p["status"] for p in points(place)] == ["failed", "failed"]
-    assert "is above the limit of 0.00 GB" in points(place)[0]["reason"]
+    assert "is above the limit of 1e-06 GB" in points(place)[0]["reason"]
 
 
 def test_mistakes_stop_a_sweep_before_it_starts(place):

@@ -105,6 +105,38 @@ def test_groups_within_groups_have_names_of_both():
     assert learning_rates(optimizer)["train/lr"] is learning_rates(optimizer)["train/lr/default/muon"]
 
 
+@pytest.mark.parametrize(
+    "own",
+    [
+        [],
+        ["param_groups.embedding.weight_decay=0.2"],
+        ["param_groups.embedding.settings={betas:[0.9,0.99]}", "param_groups.embedding.weight_decay=0"],
+        ["+optim@param_groups.embedding.optim=lion"],
+        ["optim=cautious"],
+        ["optim=muon", "param_groups.embedding.settings={adamw:{weight_decay:0}}"],
+    ],
+)
+def test_groups_of_the_configuration_follow_the_schedule(own):
+    cfg = lmxexp.compose(["param_groups=[embedding]", "schedule.warmup_steps=10", "train.steps=20", *own])
+    optimizer = optimizer_of(cfg)
+    optimizer.init(to_tree(start()))
+    peaks = {name: rate.item() * 11 for name, rate in learning_rates(optimizer).items()}  # the first step of warmup
+    expected = dict.fromkeys(peaks, 0.001)
+    if own and own[0] == "optim=muon":
+        expected |= {name: cfg.optim.learning_rate for name in peaks if name == "train/lr" or name.endswith("/muon")}
+    if own and own[0].endswith("=lion"):
+        expected["train/lr/embedding"] = cfg.param_groups.embedding.optim.learning_rate
+    assert peaks == pytest.approx(expected)
+
+
+def test_a_group_of_the_configuration_with_a_setting_that_its_optimizer_lacks():
+    cfg = lmxexp.compose(["optim=adam", "param_groups=[embedding]", "param_groups.embedding.weight_decay=0.1"])
+    with pytest.raises(
+        ConfigError, match=r"param_groups.embedding.weight_decay=0.1 is no setting of Adam: it takes le"
+    ):
+        optimizer_of(cfg)
+
+
 def test_a_setting_of_a_factory_within():
     cfg = lmxexp.compose(
         ["optim=muon", "param_groups=[embedding]", "param_groups.embedding.settings={adamw:{learning_rate:0.5}}"]

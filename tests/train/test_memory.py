@@ -135,7 +135,7 @@ def test_as_little_recomputation_as_fits(n_micro, capsys):
         assert f"{auto}train.remat=auto: {remat}, which takes about" in capsys.readouterr().err
         assert fitted(limited, ledger, known={"remat": "light", "n_micro": 1}).remat == "light"
     impossible = dataclasses.replace(settings, memory_limit_gb=1e-6)
-    with pytest.raises(ConfigError, match=r"train\.remat=auto: not even .* into 0\.00 GB: it takes about .*logits"):
+    with pytest.raises(ConfigError, match=r"train\.remat=auto: not even .* into 1e-06 GB: it takes about .*logits"):
         fitted(impossible, ledger)
 
 
@@ -149,9 +149,17 @@ def test_as_few_as_fit(capsys):
         assert fitted(limited, ledger, beyond=Way(2, "none")).parts == max(n, 4)
         assert fitted(limited, ledger, known={"n_micro": 2}).parts == 2
     with pytest.raises(
-        ConfigError, match=r"not even one sequence at a time fits into 0\.00 GB: it takes about .*logits"
+        ConfigError, match=r"not even one sequence at a time fits into 1e-06 GB: it takes about .*logits"
     ):
         fitted(dataclasses.replace(settings, memory_limit_gb=1e-6), ledger)
+
+
+@pytest.mark.parametrize(("n_micro", "remat"), [(1, "none"), (8, "none"), (1, "block")])
+def test_what_is_listed_comes_to_the_peak(n_micro, remat):
+    _, ledger = ledger_of()
+    units = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}
+    peak, *parts = [float(n) * units[u] for n, u in re.findall(r"([\d.]+) ([kMG]?B)", ledger.text(n_micro, remat))]
+    assert sum(parts) == pytest.approx(peak, rel=0.01)
 
 
 def test_without_a_limit_it_is_whole(monkeypatch):
