@@ -120,6 +120,12 @@ def compare_runs(
     counted = [arm.runs for arm, _ in arms]
     warnings += [*more, *inside.warnings(axes, counted), *_repeated(arms)]
 
+    for sweep in sweeps:
+        if n := len(sweep.forgotten):
+            warnings.append(
+                f"{sweep.name}: {n} point{'s' * (n != 1)} of an earlier command, not started, left out: that command "
+                "again runs them"
+            )
     kinds = sorted({match["kind"] for sweep in sweeps if (match := sweep.content.get("match"))})
     if budget is None and len(kinds) > 1:
         warnings.append(f"the sweeps are matched in {' and '.join(kinds)}: tokens are judged; --budget judges another")

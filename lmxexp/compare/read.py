@@ -186,6 +186,17 @@ class Sweep:
         """By absolute directory."""
         return {(self.path / point["dir"]).absolute(): point for point in self.content.get("points") or []}
 
+    @cached_property
+    def forgotten(self) -> set[Path]:
+        """Those that have not started and that the last command did not ask for. With which settings that all its
+        points had in common they would have run is not known: they are missing in no arm of it."""
+        asked = self.content.get("asked")
+        return {
+            path
+            for path, point in self.points.items()
+            if asked is not None and point["num"] not in asked and not (path.is_dir() and _is_run({*os.listdir(path)}))
+        }
+
 
 def read_sweep(directory: Path) -> Sweep | None:
     """The sweep of a directory, None if it is none's.
@@ -220,7 +231,7 @@ def _walk(directory: Path, reader: ConfigReader, sweep: Sweep | None) -> Iterato
             there = set(os.listdir(path)) if path.is_dir() else set()
             if _is_run(there):
                 yield _read(path, there, reader, sweep)
-            else:
+            elif path.absolute() not in sweep.forgotten:
                 yield Run(path, {}, {}, {}, "waiting", None, sweep.name, point, sweep.path)
     for name in sorted(names, key=_natural):
         child = directory / name

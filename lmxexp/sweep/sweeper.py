@@ -63,7 +63,8 @@ class GridSweeper(Sweeper):
                 plan = planner.plan(lines)
                 (directory / ledger.STOP_FILE).unlink(missing_ok=True)
                 (directory / "multirun.yaml").write_text(OmegaConf.to_yaml(self.config), encoding="utf-8")
-                book.write({**session.facts(), "sweeper": self.mode, "match": planner.match, "tune": planner.tune})
+                asked = {"asked": [point.entry.num for point in plan], "match": planner.match, "tune": planner.tune}
+                book.write({**session.facts(), "sweeper": self.mode, **asked})
                 for point in plan if self.mode != "halving" else ():  # here every point comes to its end
                     unprune(directory / point.entry.dir)
                 session.expect(plan)

@@ -1,5 +1,6 @@
 """The whole of a comparison: numbers, corrections, the baseline, failures, options."""
 
+import json
 import math
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from scipy import stats
 from lmxexp.compare.comparison import compare, compare_runs
 from lmxexp.interfaces import ConfigError
 from tests.compare.arms_in_memory import CONFIGS, row_of, runs_of
-from tests.compare.made_runs import make_run, memory_run
+from tests.compare.made_runs import make_run, make_sweep, memory_run
 
 MHA, GQA = [3.00, 3.05, 2.95], [2.98, 3.02, 2.935]
 
@@ -262,3 +263,17 @@ def test_a_seed_run_twice_counts_once(tmp_path: Path):
     comparison = compare([tmp_path])
     assert (comparison.rows[0].sample.n, comparison.rows[0].sample.mean) == (2, pytest.approx(3.05))
     assert any("1 older run of seed 1" in w for w in comparison.warnings)
+
+
+def test_points_of_an_earlier_command_that_never_started_are_missing_in_no_arm(tmp_path):
+    """Of another length, say: their arms would be told as incomplete, and by the settings that they have in common."""
+    points = [{"choices": {"attention": a}, "seed": s} for a in ("mha", "gqa") for s in (1, 2)]
+    sweep = make_sweep(tmp_path / "s", [*({**p, "status": "waiting"} for p in points[1:]), *points])
+    content = json.loads((sweep / "sweep.json").read_text())
+    before = compare([sweep])
+    assert len(before.failed) == 3
+    assert "earlier command" not in str(before.warnings)
+    (sweep / "sweep.json").write_text(json.dumps({**content, "asked": [2, 3, 4, 5, 6]}))
+    after = compare([sweep])
+    assert [run.path.name for run in after.failed] == ["2_attention=gqa,seed=2"]
+    assert "s: 2 points of an earlier command, not started, left out: that command again runs them" in after.warnings

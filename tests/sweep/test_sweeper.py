@@ -1,5 +1,6 @@
 """What becomes of points that could not say themselves how they ended, and of two sweeps at once."""
 
+import json
 import math
 from contextlib import contextmanager
 
@@ -236,6 +237,12 @@ def test_a_sweep_that_stopped_at_a_failure_goes_on_when_it_is_given_again(swept)
     (directory / "stop").touch()
     sweep(grid(directory, lambda *at: 1.0)[0])
     assert [status for status, _, _ in ends(planned(3), directory)] == ["ok"] * 3
+
+
+def test_what_the_last_command_asked_for_is_on_record(swept):
+    sweep, directory = swept
+    sweep(grid(directory, lambda *at: 1.0)[0])
+    assert json.loads((directory / "sweep.json").read_text())["asked"] == [0, 1, 2]
 
 
 def test_settings_that_cannot_work():
