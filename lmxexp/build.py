@@ -21,8 +21,21 @@ def build(node: Any) -> Any:
         if isinstance(error.__cause__, ConfigError):
             raise error.__cause__ from None
         if missing := re.search(r"Error locating target '([^']+)'", str(error)):
-            raise ConfigError(
-                f"_target_={missing[1]} cannot be imported: give the command in the directory of the file "
-                f"{missing[1].split('.')[0]}.py, or put that directory into PYTHONPATH"
-            ) from error
+            _refuse_target(missing[1])
         raise
+
+
+def _refuse_target(name: str) -> None:
+    """Say why a ``_target_`` cannot be imported, if it cannot."""
+    from lmxexp.cli.signature import locate, reason
+
+    try:
+        locate(name)
+    except Exception as error:  # whatever the user's module raises
+        module = name.split(".")[0]
+        where = (
+            f"; give the command in the directory of the file {module}.py, or put that directory into PYTHONPATH"
+            if str(error) == f"there is no module {module}"
+            else ""
+        )
+        raise ConfigError(f"_target_={name} cannot be imported: {reason(error)}{where}") from error

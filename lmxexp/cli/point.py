@@ -117,7 +117,8 @@ def _remove_unused(run_dir: Path) -> None:
     log = found.get("lmxexp.log")
     if not found or not found.keys() <= {".hydra", "lmxexp.log"} or (log is not None and log.stat().st_size):
         return
-    for path in found.values():
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    if log is not None:
+        log.unlink()
+    shutil.rmtree(run_dir / ".hydra", ignore_errors=True)
     if run_dir.resolve() != Path.cwd():
         run_dir.rmdir()

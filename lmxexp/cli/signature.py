@@ -44,6 +44,11 @@ def locate(name: str) -> Callable[..., Any]:
     raise ImportError("it takes a dotted name: package.module.Class")
 
 
+def reason(error: Exception) -> str:
+    """Why `locate` did not import something: its own words, or what the user's module raised."""
+    return str(error) if type(error) is ImportError else f"{type(error).__name__}: {error}"
+
+
 def parameters(target: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], bool]:
     """The named parameters with their annotations evaluated, and whether any other name is taken too.
 

@@ -15,7 +15,7 @@ from omegaconf.errors import InterpolationKeyError
 from lmxexp.cli import conf, ignored
 from lmxexp.cli.errors import did_you_mean, refuse
 from lmxexp.cli.read_settings import PLAIN, ROOTS, ReadSettings
-from lmxexp.cli.signature import Built, fits, locate, parameters, say, takes_text
+from lmxexp.cli.signature import Built, fits, locate, parameters, reason, say, takes_text
 from lmxexp.compose import LISTS
 
 _HYDRA_KEYS = ("_target_", "_partial_", "_args_", "_convert_", "_recursive_")
@@ -73,8 +73,7 @@ def _check_node(cfg: DictConfig, path: str, read: ReadSettings, problems: dict[s
     try:
         target = locate(name)
     except Exception as error:  # whatever the user's module raises when it is imported
-        reason = str(error) if type(error) is ImportError else f"{type(error).__name__}: {error}"
-        problems[f"{path}._target_"] = f"{path}._target_={name}: cannot be imported: {reason}"
+        problems[f"{path}._target_"] = f"{path}._target_={name}: cannot be imported: {reason(error)}"
         return
     try:
         named, takes_any = parameters(target)
