@@ -58,6 +58,11 @@ def reset_peak_memory() -> None:
     mx.reset_peak_memory()
 
 
+def in_gb(gb: float) -> str:
+    """``"12.3 GB"``: three digits, and all before the point."""
+    return f"{gb:.3g} GB" if gb < 999.5 else f"{gb:,.0f} GB"
+
+
 def peak_memory_gb() -> float:
     """The most memory that MLX's arrays took since the last reset."""
     return max(_put_aside, mx.get_peak_memory()) / GB

@@ -76,3 +76,11 @@ def test_peak_memory_starts_anew():
     device.reset_peak_memory()
     mx.eval(mx.zeros((1000,)))
     assert device.peak_memory_gb() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("gb", "said"),
+    [(1e-6, "1e-06 GB"), (0.0123456, "0.0123 GB"), (80, "80 GB"), (999.6, "1,000 GB"), (1512.3, "1,512 GB")],
+)
+def test_gigabytes_in_words(gb, said):
+    assert device.in_gb(gb) == said

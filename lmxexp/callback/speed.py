@@ -167,7 +167,8 @@ def _check_memory(trainer: Trainer) -> None:
     """Refuse after a peak above the run's limit: beyond it a Mac swaps or freezes."""
     limit_gb, peak_gb = trainer.memory_limit_gb, device.peak_memory_gb()
     if limit_gb is not None and peak_gb > limit_gb:
-        raise MemoryError(f"shorter ones took {peak_gb:.3g} GB, the limit is {limit_gb:.3g} GB (train.memory_limit_gb)")
+        took, limit = device.in_gb(peak_gb), device.in_gb(limit_gb)
+        raise MemoryError(f"shorter ones took {took}, the limit is {limit} (train.memory_limit_gb)")
 
 
 def _random_tokens(trainer: Trainer, shape: Sequence[int]) -> np.ndarray:

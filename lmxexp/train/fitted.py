@@ -64,7 +64,7 @@ def fitted(
         else:
             if way is None:
                 raise _nothing_fits(autos, groups[-1][-1], ledger, limit_gb)
-            why = f", which takes {ledger.text(*way)}; the limit is {limit_gb:.3g} GB"
+            why = f", which takes {ledger.text(*way)}; the limit is {device.in_gb(limit_gb)}"
     elif beyond is not None:
         why = " from here on"
     values = {key: getattr(way, key) for key in autos}
@@ -116,9 +116,9 @@ def _warn_if_too_large(way: Way, ledger: Ledger, limit_gb: float | None) -> None
         return
     if peak > limit_gb * device.GB:
         print(
-            f"a step takes {ledger.text(*way)}; there are {limit_gb:.3g} GB, and where they do not suffice the process "
-            "ends without another word: train.n_micro=auto computes it in parts that fit, train.remat=auto keeps less "
-            "of it",
+            f"a step takes {ledger.text(*way)}; there are {device.in_gb(limit_gb)}, and where they do not suffice the "
+            "process ends without another word: train.n_micro=auto computes it in parts that fit, train.remat=auto "
+            "keeps less of it",
             file=sys.stderr,
         )
 
@@ -128,8 +128,8 @@ def _nothing_fits(autos: Sequence[str], least: Way, ledger: Ledger, limit_gb: fl
     how = "one sequence at a time" if "n_micro" in autos else "a step that computes its layers once more"
     mends = "" if "n_micro" in autos else "train.n_micro=auto, "
     return ConfigError(
-        f"{keys}: not even {how} fits into {limit_gb:.3g} GB: it takes {ledger.text(*least)}; choose {mends}a smaller "
-        f"model or train.seq_len, or a value for {' and '.join(f'train.{key}' for key in autos)} to try anyway"
+        f"{keys}: not even {how} fits into {device.in_gb(limit_gb)}: it takes {ledger.text(*least)}; choose {mends}a "
+        f"smaller model or train.seq_len, or a value for {' and '.join(f'train.{key}' for key in autos)} to try anyway"
     )
 
 

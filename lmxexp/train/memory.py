@@ -154,7 +154,7 @@ def in_bytes(n: float) -> str:
         if n < 1000:
             return f"{n:.3g} {unit}"
         n /= 1000
-    return f"{n:.3g} GB"
+    return device.in_gb(n)
 
 
 def out_of_memory(error: BaseException, trainer: Any, ledger: Ledger, *, adapts: bool) -> OutOfMemoryError:

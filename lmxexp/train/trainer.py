@@ -212,7 +212,7 @@ class Trainer:
         limit_gb = self.memory_limit_gb
         if limit_gb is not None and device.peak_memory_gb() > limit_gb:
             raise MemoryLimitError(
-                f"peak memory {device.peak_memory_gb():.3g} GB is above the limit of {limit_gb:.3g} GB "
+                f"peak memory {device.in_gb(device.peak_memory_gb())} is above the limit of {device.in_gb(limit_gb)} "
                 f"(train.memory_limit_gb) after step {self.step}: lower train.batch_size, or raise train.n_micro "
                 f"(now {self.settings.parts}) for the same batch in smaller parts"
             )
