@@ -24,13 +24,14 @@ GRID = ["attention=gqa,sliding", "seed=1,2"]
     ("kills", "how", "more"),
     [
         pytest.param(12, "all", ["logger=[jsonl,wandb]"], marks=pytest.mark.slow),
+        pytest.param(20, "all", ["logger=[jsonl,wandb]"], marks=pytest.mark.exhaustive),
         pytest.param(5, "all", ["hydra/launcher=subprocess", "hydra.launcher.n_jobs=2"], marks=pytest.mark.exhaustive),
         # Its points are left alone, and must not write beside those of the next command.
         pytest.param(5, "parent", ["hydra/launcher=subprocess", "hydra.launcher.n_jobs=2"], marks=pytest.mark.slow),
         pytest.param(5, "all", ["hydra/sweeper=halving", "hydra.sweeper.factor=2"], marks=pytest.mark.exhaustive),
         pytest.param(5, "all", ["hydra/launcher=population", "hydra.launcher.force=true"], marks=pytest.mark.slow),
     ],
-    ids=["in process", "subprocesses", "parent of subprocesses", "halving", "population"],
+    ids=["in process", "in process, more often", "subprocesses", "parent of subprocesses", "halving", "population"],
 )
 def test_killed_at_random_moments(kills, how, more, tmp_path):
     command = ["-m", *small(tmp_path, "train.steps=24", "train.checkpoint_every=2", *GRID, *more)]

@@ -24,7 +24,6 @@ _SHIM = """
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <limits>
 #include <ucontext.h>
 static struct { int x; } blockIdx, blockDim, gridDim, threadIdx;
 #define __global__

@@ -107,7 +107,7 @@ def test_rope(beside_its_twin, shape, members, dtype, tolerance):
         with fused.mapped():
             return (mx.vmap(lambda x: rope(x, 10000.0))(x) * c).sum()
 
-    has_kernel = shape[-1] % 16 == 0 or (shape[-1] % 8 == 0 and dtype == mx.float32)
+    has_kernel = shape[-1] % (2 * cuda.per_pack(dtype)) == 0
     function = lambda: [mx.grad(loss)(x), *([] if members else [rope(x, 10000.0)])]
     beside_its_twin(function, tolerance, used=has_kernel)
 

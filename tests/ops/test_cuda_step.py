@@ -40,7 +40,7 @@ def steps(overrides: list[str], chosen: str) -> list[dict[str, float]]:
 @needs_kernels
 @pytest.mark.parametrize(
     ("overrides", "chosen", "tolerance"),
-    [(["embedding=tied"], "fp32", 2e-5), (["embedding=untied"], "mixed", 2e-2)],
+    [(["embedding=tied"], "fp32", 2e-5), (["embedding=untied"], "mixed", 2e-3)],
     ids=["fp32", "mixed"],
 )
 def test_the_scalars_are_those_of_the_twins(kernels, monkeypatch, overrides, chosen, tolerance):
