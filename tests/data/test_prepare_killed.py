@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -181,7 +182,8 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path, format):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
     before, after, tokens = json.loads(done.stdout)
     assert tokens > 1.4e8
-    assert after < 500e6
+    if not mx.cuda.is_available():  # whose libraries take as much by themselves
+        assert after < 500e6
     assert after - before < 90e6, (before, after)
 
 

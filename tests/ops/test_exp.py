@@ -93,7 +93,11 @@ def test_mapped_it_is_each_by_itself(name):
 
     each = mx.stack([mx.grad(lambda one: mx.square(function(one)).sum())(one) for one in x])
     for wrap in (lambda f: f, mx.compile):
-        assert mx.array_equal(wrap(mx.grad(total))(x), each).item()
+        found = wrap(mx.grad(total))(x)
+        if mx.default_device() == mx.gpu:  # whose compiler fuses products with sums as it finds them
+            assert mx.allclose(found, each, rtol=1e-5, atol=1e-6).item()
+        else:
+            assert mx.array_equal(found, each).item()
 
 
 def test_extremes():

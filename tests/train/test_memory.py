@@ -59,6 +59,13 @@ def ledger_of(*overrides):
     return settings, Ledger(model, optimizer, build(cfg.loss), settings, None)
 
 
+@pytest.fixture
+def _on_a_cpu(monkeypatch):
+    """Estimates are those of a CPU: what is told apart by them does not depend on this machine."""
+    monkeypatch.setattr(device, "is_gpu", lambda: False)
+
+
+@pytest.mark.usefixtures("_on_a_cpu")
 def test_masks_between_documents_are_in_the_estimate():
     settings, ledger = ledger_of("train.seq_len=256", "model.n_heads=1")
     masked = Ledger(*ledger._args, settings, None, document_mask=True)
@@ -122,6 +129,7 @@ def test_what_is_given_stays():
     assert fitted(settings, ledger) == settings
 
 
+@pytest.mark.usefixtures("_on_a_cpu")
 @pytest.mark.parametrize("n_micro", ["1", "auto"])
 def test_as_little_recomputation_as_fits(n_micro, capsys):
     sizes = "train.seq_len=512", "model.n_layers=4"  # as a whole it has just enough tokens
