@@ -53,6 +53,7 @@ _TYPES = {
     mx.bfloat16: "__nv_bfloat16",
     mx.float16: "__half",
     mx.int32: "int",
+    mx.uint32: "unsigned int",
     mx.int64: "long long",
 }
 

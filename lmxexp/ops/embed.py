@@ -53,7 +53,7 @@ def sum_rows(rows: mx.array, ids: mx.array, n: int) -> mx.array:
     order = mx.argsort(ids)
     if has_kernel:
         sums = _SUM_ROWS(
-            *(rows, order.astype(mx.int32), ids[order].astype(mx.int32), mx.array([ids.size, D], mx.int32)),
+            *(rows, order, ids.astype(mx.int32), mx.array([ids.size, D], mx.int32)),
             blocks=ids.size,
             typed=rows.dtype,
             shapes=[(P * n, D)],
@@ -74,6 +74,8 @@ def sum_rows(rows: mx.array, ids: mx.array, n: int) -> mx.array:
 
 def _below_each_other(ids: mx.array, n: int) -> mx.array:
     """``(P, T)`` rows of P tables of n rows to ``(P T,)`` rows of the tables one below the other."""
+    if ids.shape[0] == 1:
+        return ids.reshape(-1)
     return (ids + (mx.arange(ids.shape[0]) * n).astype(ids.dtype)[:, None]).reshape(-1)
 
 
@@ -134,13 +136,13 @@ _SUM_ROWS = cuda.Kernel(
     constexpr int AT_ONCE = 8;
     const int n = sizes[0], d = sizes[1], packs = d / W;
     const int first = blockIdx.x;
-    const int id = ids[first];
-    if (first > 0 && ids[first - 1] == id) return;
+    const int id = ids[order[first]];
+    if (first > 0 && ids[order[first - 1]] == id) return;
     int low = first + 1, high = n;  // the end of the run lies in [low, high]
-    if (low < n && ids[low] == id) {
+    if (low < n && ids[order[low]] == id) {
       while (low < high) {
         int middle = low + (high - low) / 2;
-        if (ids[middle] == id) low = middle + 1; else high = middle;
+        if (ids[order[middle]] == id) low = middle + 1; else high = middle;
       }
     }
     const int end = low;

@@ -41,9 +41,7 @@ def _head_loss(h: mx.array, weight: mx.array, targets: mx.array) -> tuple[mx.arr
     """``(..., N, D)``, ``(..., V, D)``, ``(..., N)`` to nll and log_z ``(..., N)`` and logits, padded to whole rows."""
     n_logits = weight.shape[-2]
     logits = h @ mx.swapaxes(_padded(weight), -1, -2)
-    log_z = _log_z(logits, n_logits)
-    picked = mx.take_along_axis(logits, targets[..., None], axis=-1).squeeze(-1).astype(mx.float32)
-    return log_z - picked, log_z, logits
+    return *_nll(logits, targets, n_logits), logits
 
 
 @_head_loss.vjp
@@ -52,15 +50,14 @@ def _head_loss_vjp(primals, cotangents, outputs):
     of_nll, of_log_z, _ = cotangents
     _, log_z, logits = outputs
     n_logits, padded = weight.shape[-2], _padded(weight)
-    of_h = mx.zeros(h.shape, mx.float32)
-    of_weight = []
+    of_h, of_weight = None, []
     for first, count in _column_parts(logits):
         # Not before the part before it is through, or all of them would be in memory.
-        log_z = mx.depends(log_z, of_h) if of_weight else log_z
+        log_z = log_z if of_h is None else mx.depends(log_z, of_h)
         part = _logit_gradient(logits, log_z, targets, of_nll, of_log_z, first, count, n_logits)
         of_weight.append(mx.swapaxes(part, -1, -2) @ h)
-        of_h = of_h + (part @ padded[..., first : first + count, :]).astype(mx.float32)
-        of_h = mx.depends(of_h, of_weight[-1])
+        of_part = (part @ padded[..., first : first + count, :]).astype(mx.float32)
+        of_h = mx.depends(of_part if of_h is None else of_h + of_part, of_weight[-1])
     of_weight = mx.concatenate(of_weight, axis=-2) if len(of_weight) > 1 else of_weight[0]
     return of_h.astype(h.dtype), of_weight[..., :n_logits, :], mx.zeros_like(targets)
 
@@ -85,13 +82,21 @@ def _column_parts(logits: mx.array) -> list[tuple[int, int]]:
     return [(first, min(count, width - first)) for first in range(0, width, count)]
 
 
-def _log_z(logits: mx.array, n_logits: int) -> mx.array:
-    """``(..., N, W) -> (..., N)`` fp32, of the first ``n_logits`` columns."""
+def _nll(logits: mx.array, targets: mx.array, n_logits: int) -> tuple[mx.array, mx.array]:
+    """``(..., N, W)`` and ``(..., N)`` to nll and log_z, ``(..., N)`` fp32, of the first ``n_logits`` columns."""
     *lead, width = logits.shape
     if cuda.takes_rows(width, logits.dtype):
-        sizes = mx.array([n_logits, width], mx.int32)
-        return _LOG_Z(logits, sizes, blocks=math.prod(lead), typed=logits.dtype, shapes=[lead], dtypes=[mx.float32])[0]
-    return mx.logsumexp(logits[..., :n_logits].astype(mx.float32), axis=-1)
+        nll, log_z = _NLL(
+            *(logits, targets.astype(mx.int32), mx.array([n_logits, width], mx.int32)),
+            blocks=math.prod(lead),
+            typed=logits.dtype,
+            shapes=[lead, lead],
+            dtypes=[mx.float32, mx.float32],
+        )
+        return nll, log_z
+    log_z = mx.logsumexp(logits[..., :n_logits].astype(mx.float32), axis=-1)
+    picked = mx.take_along_axis(logits, targets[..., None], axis=-1).squeeze(-1).astype(mx.float32)
+    return log_z - picked, log_z
 
 
 def _logit_gradient(logits, log_z, targets, of_nll, of_log_z, first: int, count: int, n_logits: int) -> mx.array:
@@ -114,10 +119,10 @@ def _logit_gradient(logits, log_z, targets, of_nll, of_log_z, first: int, count:
 
 
 # A row's threads each keep the largest logit they have seen and the sum of exponentials relative to it.
-_LOG_Z = cuda.Kernel(
-    "log_z",
-    ["logits", "sizes"],
-    ["log_z"],
+_NLL = cuda.Kernel(
+    "nll",
+    ["logits", "targets", "sizes"],
+    ["nll", "log_z"],
     """
     constexpr int W = Pack<T>::size;
     const float nothing = __int_as_float(0xff800000);  // -inf
@@ -176,7 +181,10 @@ _LOG_Z = cuda.Kernel(
       for (int w = 1; w < blockDim.x / 32; w++) {
         join(all_largest[w], all_sums[w]);
       }
-      log_z[row] = largest + logf(sum);
+      const float z = largest + logf(sum);
+      const int target = targets[row] < 0 ? targets[row] + width : targets[row];  // as MLX counts
+      log_z[row] = z;
+      nll[row] = z - static_cast<float>(x[target]);
     }
     """,
 )

@@ -1,6 +1,7 @@
 """Rotary positions of a whole sequence, in a kernel of our own where there is one."""
 
 import math
+from functools import cache
 from typing import cast
 
 import mlx.core as mx
@@ -19,8 +20,7 @@ def rope(x: mx.array, theta: float) -> mx.array:
         ``(B, H, L, C)`` to the same, ``C`` even.
     """
     if _is_ours(x):
-        turned = cast(mx.array, _rope(mx.swapaxes(x, 1, 2), mx.array([math.log2(theta), 1.0])))
-        return mx.swapaxes(turned, 1, 2)
+        return mx.swapaxes(cast(mx.array, _turned(math.log2(theta), 1.0)(mx.swapaxes(x, 1, 2))), 1, 2)
     return mx.fast.rope(x, x.shape[-1], traditional=False, base=theta, scale=1.0, offset=0)
 
 
@@ -29,29 +29,29 @@ def _is_ours(x: mx.array) -> bool:
     return cuda.on_cuda() and x.shape[-1] % (2 * cuda.per_pack(x.dtype)) == 0
 
 
-@own_gradient
-def _rope(x: mx.array, settings: mx.array) -> mx.array:
-    """``(B, L, H, C)`` to the same; ``settings``: log2(theta), and the sign of the angles."""
-    if not cuda.usable():
-        return x  # of the same shape: under `mx.vmap`, to be replaced
-    B, L, H, C = x.shape
-    sizes = mx.array([B * L, L, H, C], mx.int32)
-    n_threads = B * L * -(-H // 4) * (C // 2 // cuda.per_pack(x.dtype))
-    blocks = -(-n_threads // cuda.BLOCK)
-    return _TURN(x, settings, sizes, blocks=blocks, typed=x.dtype, shapes=[x.shape], dtypes=[x.dtype])[0]
+@cache
+def _turned(log_theta: float, sign: float) -> own_gradient:
+    """``(B, L, H, C)`` to the same."""
 
+    @own_gradient
+    def turned(x: mx.array) -> mx.array:
+        if not cuda.usable():
+            return x  # of the same shape: under `mx.vmap`, to be replaced
+        B, L, H, C = x.shape
+        settings, sizes = mx.array([log_theta, sign]), mx.array([B * L, L, H, C], mx.int32)
+        n_threads = B * L * -(-H // 4) * (C // 2 // cuda.per_pack(x.dtype))
+        blocks = -(-n_threads // cuda.BLOCK)
+        return _TURN(x, settings, sizes, blocks=blocks, typed=x.dtype, shapes=[x.shape], dtypes=[x.dtype])[0]
 
-@_rope.vjp
-def _rope_vjp(primals, cotangent, output):
-    _, settings = primals
-    # A turn's gradient is the turn back.
-    return _rope(cotangent, settings * mx.array([1.0, -1.0])), mx.zeros_like(settings)
+    @turned.vjp
+    def back(primals, cotangent, output):
+        return _turned(log_theta, -sign)(cotangent)
 
+    @turned.joined
+    def of_several(n: int, x: mx.array) -> mx.array:
+        return cast(mx.array, turned(x.reshape(-1, *x.shape[2:]))).reshape(x.shape)
 
-@_rope.joined
-def _rope_of_several(n: int, x: mx.array, settings: mx.array) -> mx.array:
-    # theta shapes the step, members share it.
-    return cast(mx.array, _rope(x.reshape(-1, *x.shape[2:]), settings[0])).reshape(x.shape)
+    return turned
 
 
 # A thread turns a few neighbouring pairs in some heads of a position: angles are computed once for those heads.

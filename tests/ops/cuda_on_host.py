@@ -129,7 +129,13 @@ extern "C" void run(void** given, int blocks, int threads) {{
 }}
 """
 
-_NUMPY = {mx.float32: np.float32, mx.float16: np.float16, mx.bfloat16: np.uint16, mx.int32: np.int32}
+_NUMPY = {
+    mx.float32: np.float32,
+    mx.float16: np.float16,
+    mx.bfloat16: np.uint16,
+    mx.int32: np.int32,
+    mx.uint32: np.uint32,
+}
 
 
 class OnHost:

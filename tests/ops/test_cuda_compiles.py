@@ -6,11 +6,11 @@ from lmxexp.ops import cholesky, cuda_compiler, embed, gated, head_loss, rms_nor
 
 T = "T"
 KERNELS = {
-    "log_z": (head_loss._LOG_Z, [T, "int", "float"]),
+    "nll": (head_loss._NLL, [T, "int", "int", "float", "float"]),
     "logit_gradient": (head_loss._GRADIENT, [T, "float", "int", "float", "float", "int", T]),
     "silu_gradient": (gated._SILU_GRADIENT, [T, T, T, "long long", T, T]),
     "rows": (embed._ROWS, [T, "int", "int", T]),
-    "sum_rows": (embed._SUM_ROWS, [T, "int", "int", "int", T]),
+    "sum_rows": (embed._SUM_ROWS, [T, "unsigned int", "int", "int", T]),
     "rope": (rope._TURN, [T, "float", "int", T]),
     "rms_norm": (rms_norm._kernel(3, False), [T, T, T, "int", "float", T, "float"]),
     "rms_norm beside": (rms_norm._kernel(3, True), [T, T, T, T, "int", "float", T, "float"]),

@@ -155,17 +155,19 @@ def test_gradients_equal_finite_differences(decay):
     assert abs(slope - want) < 1e-4 * abs(want)
 
 
-@pytest.mark.parametrize("beta", [0.999, 1.0, 2.0])
-def test_keys_that_are_all_alike(beta):
-    """The triangular system is at its worst: powers of its matrix grow like binomials."""
+@pytest.mark.parametrize(("beta", "bound"), [(0.999, 1e-6), (1.0, 1e-6), (2.0, 5e-4)])
+def test_keys_that_are_all_alike(beta, bound):
+    """The triangular system is at its worst: powers of its matrix grow like binomials. At beta 2, where each step is a
+    reflection, a block of the inverse is a sum of 32 x 32 products of size 8, of which 2 is left: 2**12 times the
+    rounding of fp32, 2**-24, twice. What is lost of it depends on the order in which a BLAS adds up."""
     length = 200
     q, k, v, _, _, state = inputs(length, "none")
     k = np.broadcast_to(k[:, :, :1], k.shape)
     arrays = (q, k, v, np.full((B, H, length), beta, np.float32), None, state)
     y, after = gated_delta_rule(*to_mlx(arrays))
     want, want_state = loop(*arrays)
-    assert error(y, want) < 2e-5
-    assert error(after, want_state) < 2e-5
+    assert error(y, want) < bound
+    assert error(after, want_state) < bound
 
 
 def products_traced(function, *args):
