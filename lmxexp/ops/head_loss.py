@@ -50,7 +50,8 @@ def _head_loss_vjp(primals, cotangents, outputs):
     of_nll, of_log_z, _ = cotangents
     _, log_z, logits = outputs
     n_logits, padded = weight.shape[-2], _padded(weight)
-    of_h, of_weight = None, []
+    of_h: mx.array | None = None
+    of_weight = []
     for first, count in _column_parts(logits):
         # Not before the part before it is through, or all of them would be in memory.
         log_z = log_z if of_h is None else mx.depends(log_z, of_h)
@@ -58,6 +59,7 @@ def _head_loss_vjp(primals, cotangents, outputs):
         of_weight.append(mx.swapaxes(part, -1, -2) @ h)
         of_part = (part @ padded[..., first : first + count, :]).astype(mx.float32)
         of_h = mx.depends(of_part if of_h is None else of_h + of_part, of_weight[-1])
+    assert of_h is not None
     of_weight = mx.concatenate(of_weight, axis=-2) if len(of_weight) > 1 else of_weight[0]
     return of_h.astype(h.dtype), of_weight[..., :n_logits, :], mx.zeros_like(targets)
 
