@@ -95,14 +95,14 @@ def device_info() -> dict[str, Any]:
     size = info.get("memory_size") or info.get("total_memory")
     return {
         "default_device": str(mx.default_device()),
-        "backend": _backend(),
+        "backend": backend(),
         "name": info.get("device_name"),
         "architecture": info.get("architecture"),
         "memory_gb": int(size) / GB if size else _host_memory_gb(),
         "recommended_memory_gb": recommended_memory_gb(),
         # What decides, beside the configuration, how products and attention are rounded; see README, "On a GPU".
         "tf32": os.environ.get("MLX_ENABLE_TF32", "1") != "0",
-        "cudnn_attention": os.environ.get("MLX_CUDA_USE_CUDNN_SDPA", "1") != "0" if _backend() == "cuda" else None,
+        "cudnn_attention": os.environ.get("MLX_CUDA_USE_CUDNN_SDPA", "1") != "0" if backend() == "cuda" else None,
         "cpu": mx.device_info(mx.cpu).get("device_name") or platform.processor() or None,
         "cpu_cores": _cpu_cores(),
         "os": platform.platform(),
@@ -110,7 +110,8 @@ def device_info() -> dict[str, Any]:
     }
 
 
-def _backend() -> str:
+def backend() -> str:
+    """``cpu``, ``metal``, ``cuda``, or ``gpu`` for what is none of them."""
     if not is_gpu():
         return "cpu"
     if mx.metal.is_available():

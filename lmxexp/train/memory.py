@@ -100,7 +100,7 @@ class Ledger:
                 compute_dtype=self._compute_dtype,
                 remat=remat,
                 document_mask=self._document_mask,
-                on_gpu=device.is_gpu(),
+                backend=device.backend(),
                 parts=self._parts,
             )
         return self._known[way]

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +27,11 @@ from lmxexp.train.step import TrainStep
 FACTOR = 1.2
 """What MLX takes beyond the arrays that are alive at one time: it allocates ahead of what is being computed, copies
 operands into the order that a kernel wants, and evaluates in an order of its own."""
+
+UNDER_WAY, UNDER_WAY_FACTOR = 1.4e9, 1.2
+"""The same on CUDA: bytes, and of a small step not more than this times its arrays. The host goes on while the device
+computes, and an array is free when the whole graph is through that it was last used in. Fitted to 36 steps on an H200,
+see ``benchmarks/results/2026-11-29-memory-h200.md``."""
 
 FACTOR_OF_LAYERS = 1.7
 """The same of layers that are computed once more: the next one is begun while the last is not yet through."""
@@ -62,7 +67,7 @@ class MemoryEstimate:
     activations: int
     """The rest: what the forward pass keeps for the backward one, and temporaries."""
     peak: int
-    """The sum, times `FACTOR` where it is not state; or, if that is more, what the optimizer's update takes, or layers
+    """The sum, with `FACTOR` or `UNDER_WAY` on what is not state; or, if that is more, what the optimizer's update takes, or layers
     that are computed once more."""
 
 
@@ -77,13 +82,13 @@ def estimate(
     compute_dtype: mx.Dtype | None = None,
     remat: language_model.Remat = "none",
     document_mask: bool = False,
-    on_gpu: bool = False,
+    backend: str = "cpu",
     parts: InParts | None = None,
 ) -> MemoryEstimate:
     """Follow the arrays of one training step from where they are made to where they are last used.
 
     The step is traced and not run. The greatest sum of the arrays alive at one time is the estimate, what is not state
-    times `FACTOR`. Nothing is allocated if the model was not evaluated. Functions with a gradient
+    times `FACTOR` or, on CUDA, with what is `UNDER_WAY`. Nothing is allocated if the model was not evaluated. Functions with a gradient
     of their own are traced with MLX's: of Mamba's scan, whose own keeps less, the estimate is an upper bound.
 
     Args:
@@ -96,7 +101,8 @@ def estimate(
             ``block`` it is, beside what is kept between layers, what the largest of them takes.
         parts: what of model and optimizer several devices share; None: each has them whole.
         document_mask: whether batches have ``segment_ids``, of which attention makes masks.
-        on_gpu: whether attention, the head's loss and gated products are those of a GPU, which keep less.
+        backend: ``cpu``, ``metal`` or ``cuda``. On a GPU the head's loss and gated products keep less, and on CUDA
+            attention does. (MLX has no gradient of the fused kernel on Metal, and computes the scores in training.)
 
     Raises:
         ValueError: a primitive that MLX cannot trace.
@@ -132,7 +138,7 @@ def estimate(
     def peak_with(layer: Any, head: bool = True) -> int:
         set_before, model.remat = model.remat, remat
         no_head = nullcontext() if head else replaced(LanguageModel, "score", _score_without_head)
-        with _on_cpu(), without_own_gradients(), _stand_ins(on_gpu, layer), no_head:
+        with _on_cpu(), without_own_gradients(), _stand_ins(backend, layer), no_head:
             try:
                 return _Graph.of(traced, tokens, *leaves.values()).peak()
             finally:
@@ -145,7 +151,8 @@ def estimate(
     different = {tuple(type(module) for module in layer.modules()): layer for layer in model.layers}
     peak = max(map(peak_with, different.values() if remat == "block" else [None]))
     weights, in_optimizer = _nbytes(own[0]), _nbytes(own[1])
-    of_layers = max(peak_with(layer, head=False) for layer in different.values()) if remat == "block" else 0
+    in_layers = max(peak_with(layer, head=False) for layer in different.values()) if remat == "block" else 0
+    in_layers = max(in_layers - weights - in_optimizer, 0)
     gradients = sum(a.nbytes for a in trainable)
     # With parts, the sum of their gradients is kept beside the part's own, both in fp32; after them, the state before
     # the update and that after it are there together.
@@ -154,7 +161,7 @@ def estimate(
     update = kept + weights + in_optimizer if n_micro > 1 else 0
     rest = max(peak - weights - in_optimizer, gradients)
     logits = tokens.size * model.vocab_size * (compute_dtype or trainable[0].dtype).size
-    if on_gpu:  # of the logits' gradient, which is made in parts
+    if backend != "cpu":  # of the logits' gradient, which is made in parts
         rest += min(logits, LOGITS_AT_ONCE * (compute_dtype or trainable[0].dtype).size)
     return MemoryEstimate(
         weights=weights,
@@ -162,10 +169,20 @@ def estimate(
         gradients=gradients,
         logits=logits,
         activations=max(rest - gradients - logits, 0),
-        peak=max(
-            kept + round(FACTOR * rest), kept + round(FACTOR_OF_LAYERS * (of_layers - weights - in_optimizer)), update
-        ),
+        peak=max(kept + _with_what_is_under_way(rest, in_layers, backend), update),
     )
+
+
+def _with_what_is_under_way(rest: int, in_layers: int, backend: str) -> int:
+    """The peak of what is not state.
+
+    Args:
+        rest: the arrays alive at one time.
+        in_layers: those of layers that are computed once more.
+    """
+    if backend == "cuda":
+        return max(rest, in_layers) + round(min(UNDER_WAY, UNDER_WAY_FACTOR * rest))
+    return round(max(FACTOR * rest, FACTOR_OF_LAYERS * in_layers))
 
 
 def _nbytes(tree: Any) -> int:
@@ -262,7 +279,7 @@ def _on_cpu() -> Iterator[None]:
 
 
 @contextmanager
-def _stand_ins(on_gpu: bool, whole: Any) -> Iterator[None]:
+def _stand_ins(backend: str, whole: Any) -> Iterator[None]:
     """Within, what MLX cannot trace, or would trace as something else, is done by arrays of the same sizes; so are
     the layers that are computed once more, all but ``whole``."""
     with ExitStack() as stack:
@@ -270,9 +287,11 @@ def _stand_ins(on_gpu: bool, whole: Any) -> Iterator[None]:
         stack.enter_context(replaced(mx, "gather_mm", lambda a, b, **_: (a[..., 0, :] @ b[0])[..., None, :]))
         stack.enter_context(replaced(mx, "contiguous", lambda a, **_: a + 0))  # a copy, which is not traced as one
         stack.enter_context(replaced(language_model, "recomputed", partial(_keeps_input_alone, whole)))
-        if on_gpu:
+        if backend == "cuda":
             # Traced on the CPU, attention keeps all its scores; a fused kernel keeps queries, keys, values and output.
-            stack.enter_context(replaced(mx.fast, "scaled_dot_product_attention", partial(_keeps_no_scores, {})))
+            attention = partial(_attention_on_cuda, {}, mx.fast.scaled_dot_product_attention)
+            stack.enter_context(replaced(mx.fast, "scaled_dot_product_attention", attention))
+        if backend != "cpu":
             stack.enter_context(replaced(language_model, "cross_entropy", _keeps_logits_alone))
             for module in (glu, experts):
                 stack.enter_context(replaced(module, "gated", lambda _, gate, up: gate * up))
@@ -296,14 +315,25 @@ def _keeps_logits_alone(logits: mx.array, targets: mx.array) -> tuple[mx.array, 
     return log_z - targets, log_z
 
 
-def _keeps_no_scores(
-    masks: dict[Any, mx.array], q: mx.array, k: mx.array, v: mx.array, *, mask: Any = None, **_: Any
+def _attention_on_cuda(
+    masks: dict[Any, mx.array],
+    with_scores: Callable[..., mx.array],
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    *,
+    mask: Any = None,
+    **rest: Any,
 ) -> mx.array:
     """An array of attention's shape, made of all that attention is made of; of a mask, one in the type of queries.
 
     Args:
         masks: those of earlier layers, by shape: compiled, layers of equal masks share one.
+        with_scores: what MLX does where cuDNN has no kernel, in fp32 and with wide heads.
     """
+    widths = (q.shape[-1], v.shape[-1])
+    if q.dtype == mx.float32 or any(width % 8 or width > 128 for width in widths):
+        return with_scores(q, k, v, mask=mask, **rest)
     B, H, L, _C = q.shape
     K = k.shape[1]
     if isinstance(mask, mx.array):

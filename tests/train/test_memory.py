@@ -33,7 +33,7 @@ from lmxexp.train.memory import (
     OutOfMemoryError,
     is_out_of_memory,
 )
-from lmxexp.train.peak_memory import estimate
+from lmxexp.train.peak_memory import UNDER_WAY_FACTOR, estimate
 from lmxexp.train.step import TrainStep
 
 RUN = sys.modules["lmxexp.run"]  # `lmxexp.run` is its function
@@ -62,7 +62,7 @@ def ledger_of(*overrides):
 @pytest.fixture
 def _on_a_cpu(monkeypatch):
     """Estimates are those of a CPU: what is told apart by them does not depend on this machine."""
-    monkeypatch.setattr(device, "is_gpu", lambda: False)
+    monkeypatch.setattr(device, "is_gpu", lambda: False)  # by which the backend is told
 
 
 @pytest.mark.usefixtures("_on_a_cpu")
@@ -73,14 +73,42 @@ def test_masks_between_documents_are_in_the_estimate():
     assert more >= 8 * 256 * 256, "a boolean for each two positions of a row"
 
 
-def test_masks_between_documents_are_in_the_estimate_for_a_gpu():
+def test_masks_between_documents_are_in_the_estimate_for_cuda():
     """One for all layers, in the type of queries; scores, beside which it would be nothing, are not there."""
-    settings, ledger = ledger_of("train.seq_len=1024", "model.n_heads=1", "model.n_layers=4")
+    settings, ledger = ledger_of("train.seq_len=1024", "model.n_heads=1", "model.n_layers=8")
     plain, masked = (
-        estimate(*ledger._args, batch_size=settings.batch_size, seq_len=1024, document_mask=mask, on_gpu=True).peak
+        estimate(
+            *ledger._args,
+            batch_size=settings.batch_size,
+            seq_len=1024,
+            compute_dtype=mx.bfloat16,
+            document_mask=mask,
+            backend="cuda",
+        ).peak
         for mask in (False, True)
     )
-    assert 1 <= (masked - plain) / (4 * settings.batch_size * 1024 * 1024) < 1.5
+    of_one = 2 * settings.batch_size * 1024 * 1024 * (1 + UNDER_WAY_FACTOR)
+    assert 1 <= (masked - plain) / of_one < 1.5
+
+
+@pytest.mark.parametrize(
+    ("backend", "dtype", "head_dim", "kept"),
+    [
+        ("cuda", mx.bfloat16, 64, False),
+        ("cuda", None, 64, True),
+        ("cuda", mx.bfloat16, 256, True),
+        ("metal", mx.bfloat16, 64, True),
+        ("cpu", mx.bfloat16, 64, True),
+    ],
+)
+def test_scores_are_kept_where_attention_has_no_kernel_for_training(backend, dtype, head_dim, kept):
+    sizes = "train.seq_len=1024", "model.n_heads=2", "model.n_layers=4", f"model.head_dim={head_dim}"
+    settings, ledger = ledger_of(*sizes)
+    peak = estimate(
+        *ledger._args, batch_size=settings.batch_size, seq_len=1024, compute_dtype=dtype, backend=backend
+    ).peak
+    scores = 4 * settings.batch_size * 2 * 1024 * 1024 * (4 if dtype is None else 2)
+    assert (peak > 1.5 * scores) == kept
 
 
 @pytest.mark.parametrize("n_micro", ["auto", "2"])

@@ -150,7 +150,7 @@ def test_it_takes_less_memory_and_is_estimated_to(attention):
         step = step_of(remat, *overrides)
         (batch,) = batches(1, B, L)
         estimated[remat] = estimate(
-            step.model, step.optimizer, step.loss, batch_size=B, seq_len=L, remat=remat, on_gpu=device.is_gpu()
+            step.model, step.optimizer, step.loss, batch_size=B, seq_len=L, remat=remat, backend=device.backend()
         ).peak
         mx.eval(step(batch), step.state)
         peaks = []
