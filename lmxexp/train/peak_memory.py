@@ -67,8 +67,8 @@ class MemoryEstimate:
     activations: int
     """The rest: what the forward pass keeps for the backward one, and temporaries."""
     peak: int
-    """The sum, with `FACTOR` or `UNDER_WAY` on what is not state; or, if that is more, what the optimizer's update takes, or layers
-    that are computed once more."""
+    """The sum, with `FACTOR` or `UNDER_WAY` on what is not state; or, if that is more, what the optimizer's update
+    takes, or layers that are computed once more."""
 
 
 def estimate(
@@ -88,8 +88,9 @@ def estimate(
     """Follow the arrays of one training step from where they are made to where they are last used.
 
     The step is traced and not run. The greatest sum of the arrays alive at one time is the estimate, what is not state
-    times `FACTOR` or, on CUDA, with what is `UNDER_WAY`. Nothing is allocated if the model was not evaluated. Functions with a gradient
-    of their own are traced with MLX's: of Mamba's scan, whose own keeps less, the estimate is an upper bound.
+    times `FACTOR` or, on CUDA, with what is `UNDER_WAY`. Nothing is allocated if the model was not evaluated. Functions
+    with a gradient of their own are traced with MLX's: of Mamba's scan, whose own keeps less, the estimate is an upper
+    bound.
 
     Args:
         model: its parameters and the optimizer's state are put back after the trace.
