@@ -2,9 +2,10 @@
 
     python benchmarks/runner.py                 # a 2.8M-parameter llama; --help for the rest
 
-Both train a llama of the same shapes on the same batches, in the same precision, with AdamW and clipping; they take
+All train a llama of the same shapes on the same batches, in the same precision, with AdamW and clipping; they take
 turns, and the medians of their step times are compared. The runner's time is that of its steps, batches included, as
-`perf/tokens_per_s` counts it: without logging and evaluation.
+`perf/tokens_per_s` counts it: without logging and evaluation. Of two bare loops, one is written in MLX alone, as one
+would by hand, and the other takes the runner's own compiled step: beside it the loop alone differs.
 
 The bare loop looks tokens up by `lmxexp.ops.embed`, as the model does, so that the loops alone differ: on a GPU and
 with few distinct tokens, the gradient of MLX's own look-up takes longer than all the rest (see `--mlx-embedding`).
@@ -25,11 +26,13 @@ from hydra.utils import instantiate
 from mlx.utils import tree_map
 
 from lmxexp import device
+from lmxexp.interfaces import Batch
 from lmxexp.logger.loggers import Loggers
 from lmxexp.ops.embed import embed
 from lmxexp.optim.build import build_optimizer
 from lmxexp.ramp.none import NoRamp
-from lmxexp.train.precision import DTYPES, resolve
+from lmxexp.train.precision import DTYPES, compute_dtype, resolve
+from lmxexp.train.step import TrainStep
 from lmxexp.train.trainer import Trainer
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -121,6 +124,26 @@ def bare_loop(args, d_ff, n_kv_heads, vocab_size, precision, batches):
     return turn
 
 
+def step_loop(cfg, model, optimizer, precision, batches):
+    """``turn(n)``: seconds of ``n`` of the runner's steps, each begun before the one before is looked at."""
+    step = TrainStep(model, optimizer, instantiate(cfg.loss), compute_dtype=compute_dtype(precision))
+    batches = [Batch(*pair) for pair in batches]
+
+    def turn(n):
+        before, start = None, time.perf_counter()
+        for i in range(n):
+            scalars = step(batches[i % len(batches)])
+            mx.async_eval(scalars, step.state)
+            if before is not None:
+                mx.eval(before)
+            before = scalars
+        mx.eval(before, step.state)
+        return time.perf_counter() - start
+
+    turn(2)
+    return turn
+
+
 def runner_loop(args, cfg, source, model, optimizer, precision):
     """``turn(n)``: seconds of ``n`` steps."""
 
@@ -173,10 +196,11 @@ def main() -> None:
     bare = bare_loop(args, d_ff, n_kv_heads, source.vocab_size, precision, batches)
     runner = runner_loop(args, cfg, source, model, optimizer, precision)
     runner(1)
-    times: dict[str, list[float]] = {"bare": [], "runner": []}
+    loops = {"bare": bare, "step": step_loop(cfg, model, optimizer, precision, batches), "runner": runner}
+    times: dict[str, list[float]] = {name: [] for name in loops}
     for turn in range(args.turns):
-        for name, loop in (("bare", bare), ("runner", runner))[:: 1 if turn % 2 else -1]:
-            times[name].append(loop(args.steps) / args.steps)
+        for name in list(loops)[:: 1 if turn % 2 else -1]:
+            times[name].append(loops[name](args.steps) / args.steps)
     tokens = args.batch_size * args.seq_len
     medians = {name: statistics.median(t) for name, t in times.items()}
     print(
@@ -184,9 +208,10 @@ def main() -> None:
     )
     for name, seconds in medians.items():
         print(f"{name:7s} {1e3 * seconds:8.2f} ms a step  {tokens / seconds:10.0f} tokens/s")
-    ratios = sorted(b / r for b, r in zip(times["bare"], times["runner"], strict=True))
-    ratio = medians["bare"] / medians["runner"]
-    print(f"runner / bare, tokens/s: {ratio:.3f} (turns: {ratios[0]:.3f} to {ratios[-1]:.3f})")
+    for name in ("bare", "step"):
+        ratios = sorted(other / own for other, own in zip(times[name], times["runner"], strict=True))
+        ratio = medians[name] / medians["runner"]
+        print(f"runner / {name}, tokens/s: {ratio:.3f} (turns: {ratios[0]:.3f} to {ratios[-1]:.3f})")
 
 
 if __name__ == "__main__":
