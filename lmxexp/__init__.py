@@ -40,6 +40,9 @@ os.environ.setdefault("MLX_ENABLE_TF32", "0")
 # step of 124M parameters takes 19 GB with it instead of 28, in the same time; small arrays never come near it.
 if sys.platform == "linux":
     os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "200")
+    # MLX counts the graphs and attention plans that a process has ever made there, and from 800 and 128 on raises
+    # "Cache thrashing is happening" at each that is new. A sweep of many designs in one process gets there by itself.
+    os.environ.setdefault("MLX_ENABLE_CACHE_THRASHING_CHECK", "0")
 
 # A fast BLAS has to be in the process before mlx.core is, and every import of ours passes here first.
 blas.load()

@@ -1,11 +1,15 @@
 """What is said of the device and its memory, on this machine and, by MLX's documented keys, on others."""
 
 import json
+import os
+import subprocess
+import sys
 
 import mlx.core as mx
 import pytest
 
 from lmxexp import device
+from tests.pythonpath import PYTHONPATH
 
 METAL = {
     "device_name": "Apple M3",
@@ -84,3 +88,30 @@ def test_peak_memory_starts_anew():
 )
 def test_gigabytes_in_words(gb, said):
     assert device.in_gb(gb) == said
+
+
+GRAPHS = """
+import os
+import lmxexp
+import mlx.core as mx
+
+for n in range(1, 9):  # more kinds of graphs than twice what is kept
+    y = x = mx.ones((4, 4))
+    for _ in range(n):
+        y = y + x
+    mx.eval(y)
+assert y[0, 0].item() == 9.0
+print(*(os.environ.get(name) for name in ("MLX_MAX_MB_PER_BUFFER", "MLX_ENABLE_CACHE_THRASHING_CHECK")))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="MLX has a CUDA backend there alone")
+@pytest.mark.parametrize(("given", "said"), [({}, "200 0"), ({"MLX_MAX_MB_PER_BUFFER": "90"}, "90 0")])
+def test_a_process_may_make_any_number_of_graphs(given, said):
+    env = {**os.environ, "PYTHONPATH": PYTHONPATH, "MLX_CUDA_GRAPH_CACHE_SIZE": "1"}
+    env = {k: v for k, v in env.items() if k not in ("MLX_MAX_MB_PER_BUFFER", "MLX_ENABLE_CACHE_THRASHING_CHECK")}
+    done = subprocess.run(
+        [sys.executable, "-c", GRAPHS], env=env | given, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == said.split()
