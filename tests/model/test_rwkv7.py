@@ -117,7 +117,8 @@ def test_alike_keys_lose_no_digits():
     arrays = (r, 0.0 * log_w, -a, v, a, -a)
     ys, _ = naive(arrays, np.zeros((2, 3, 8, 6)))
     got, _ = dplr(*in_mlx(arrays), chunk=64)
-    assert np.abs(np.array(got) - ys).max() / np.abs(ys).max() < 2e-6
+    # The rounding of sums of 64 numbers, of which a BLAS may add each to the one before.
+    assert np.abs(np.array(got) - ys).max() / np.abs(ys).max() < 64 * 2**-24
 
 
 def test_documents_are_as_if_alone():
