@@ -84,6 +84,15 @@ def own_peak() -> Iterator[None]:
         _put_aside = before
 
 
+def wait() -> None:
+    """Until all that was begun is computed.
+
+    What failed is raised here at the latest. Commands that Metal ends, for want of memory or because they took too
+    long, may leave arrays that pass for computed: not what reads them is told, but what uses the stream next.
+    """
+    mx.synchronize()
+
+
 def clear_cache() -> None:
     """Gives the memory that MLX keeps for later arrays back to the system."""
     mx.clear_cache()

@@ -68,6 +68,9 @@ class Averaged:
     def ask_to_stop(self, asked: bool) -> None:
         self.state["asked to stop"] = mx.array(float(asked))
 
+    def meet(self) -> None:
+        self.world.total([0.0])
+
     def whole(self, parameters: Any) -> Any:
         return parameters
 

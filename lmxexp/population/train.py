@@ -217,6 +217,7 @@ class Population:
                 for member, trainer in zip(self._members, self._trainers, strict=True)
             ]
             mx.eval(scalars)
+            device.wait()
         except BaseException:
             self._step.state = before
             raise

@@ -63,6 +63,10 @@ class Devices(Protocol):
         """What the next step's `stop` counts of this process. Waits for nobody."""
         ...
 
+    def meet(self) -> None:
+        """Return once all processes have come here; the device has nothing to wait for."""
+        ...
+
     def whole(self, parameters: Any) -> Any:
         """A tree of whole parameters, of the process's own parts."""
         ...

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import mlx.core as mx
 
+from lmxexp import device
+
 if TYPE_CHECKING:
     from lmxexp.interfaces import Batch, Stage
     from lmxexp.train.step import TrainStep
@@ -89,6 +91,8 @@ class Alone:
         if trainer.stage(trainer.step) == self._compiled and trainer.goes_on():
             self._under_way, trainer.ahead = self._begin(trainer.step + 1), True
         mx.eval(this.scalars)
+        if self._under_way is None:
+            device.wait()  # something may look at the state next, or write it
         self._compiled = trainer.stage(trainer.step)
         begun, self._done_at = max(this.begun, self._done_at), time.perf_counter()
         waited, self._waited = self._waited, 0.0

@@ -7,6 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from lmxexp import device
 from lmxexp.interfaces import Batch, Loss, Source
 from lmxexp.model.language_model import LanguageModel
 from lmxexp.ops.trees import number
@@ -82,6 +83,7 @@ class Evaluator:
                 totals = _added(totals, waiting)
                 waiting = sums
         totals = _added(totals, waiting)
+        device.wait()  # or the last batch might be what nobody computed
         return totals if self.devices is None else self.devices.total(totals)
 
     def _batches(self, source: Source) -> Iterator[Batch]:

@@ -43,11 +43,18 @@ class OutOfMemoryError(RuntimeError):
         self.run_dir, self.beyond = run_dir, beyond
 
 
+_SAID = (
+    *("out of memory", "alloc"),
+    # Metal, of commands whose arrays do not fit together: "Insufficient Memory (…CallbackErrorOutOfMemory)".
+    *("insufficient memory", "outofmemory"),
+)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed; MLX raises what its backend does."""
     text = str(error).lower()
-    return isinstance(error, MemoryError | RuntimeError) and (
-        "out of memory" in text or "alloc" in text or isinstance(error, MemoryError | MemoryLimitError)
+    return isinstance(error, MemoryError | MemoryLimitError) or (
+        isinstance(error, RuntimeError) and any(said in text for said in _SAID)
     )
 
 

@@ -161,6 +161,7 @@ class Trainer:
         """
         self.model.train()
         if self.settings.self_test:
+            self._meet()
             self_test.prove(self)
         with self.signals:
             try:
@@ -170,6 +171,7 @@ class Trainer:
                 while self.step < self.end:
                     if not self.ahead:
                         self.stop_if_asked()
+                        self._meet()
                     if self.devices is not None:
                         self.devices.ask_to_stop(self.signals.received is not None)
                     stepped = yield self
@@ -193,6 +195,12 @@ class Trainer:
             and not self._should_stop()
             and not _any_reads_state(self._due(after))
         )
+
+    def _meet(self) -> None:
+        # Rank 0 starts loggers and writes checkpoints, which may take long. A device that waits for the sums of a step
+        # meanwhile is at work for Metal, which ends commands after some seconds; here the host waits.
+        if self.devices is not None:
+            self.devices.meet()
 
     def _pause(self) -> None:
         self._fetch_state()

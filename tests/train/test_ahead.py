@@ -1,5 +1,6 @@
 """A step is begun before the last one's scalars are read, and nothing that looks at a run can tell."""
 
+import itertools
 import signal
 import statistics
 import time
@@ -7,9 +8,10 @@ import time
 import mlx.core as mx
 import pytest
 
-from lmxexp import compose, run
+from lmxexp import compose, device, run
 from lmxexp.logger.jsonl import read_metrics
 from lmxexp.train import checkpoint
+from lmxexp.train.memory import OutOfMemoryError
 from lmxexp.train.trainer import Trainer
 from tests.end_to_end.processes import assert_same_run, small
 
@@ -34,6 +36,28 @@ def test_it_is_ahead_but_where_something_reads_the_state(tmp_path, ahead):
     assert run(compose(small(tmp_path)), tmp_path / "run").status == "ok"
     # Not after the first, whose shape is new, before checkpoints and evaluations, nor beyond the end.
     assert [step for step in range(1, STEPS + 1) if not ahead[step]] == [1, 4, 8, 12]
+
+
+def test_where_something_reads_the_state_the_device_is_waited_for_and_told_of_what_failed(tmp_path, monkeypatch):
+    """Metal's commands may fail after what was read of them, and leave a state that nobody computed."""
+    waits = itertools.count(1)
+
+    def wait():
+        if next(waits) == 2:  # after the first step nothing reads the state, after the fourth a checkpoint does
+            raise RuntimeError("[METAL] Command buffer execution failed: Insufficient Memory (00000008:kIOGPU…)")
+
+    monkeypatch.setattr(device, "wait", wait)
+    with pytest.raises(OutOfMemoryError, match="Insufficient Memory"):
+        run(compose(small(tmp_path)), tmp_path / "run")
+    assert checkpoint.newest(tmp_path / "run" / "checkpoints") is None
+    assert [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3]
+
+
+def test_devices_meet_before_a_step_that_was_not_begun_ahead(tmp_path, monkeypatch):
+    met = []
+    monkeypatch.setattr(Trainer, "_meet", lambda self: met.append(self.step))
+    run(compose(small(tmp_path)), tmp_path / "run")
+    assert met == [0, 1, 4, 8]
 
 
 def test_it_is_the_run_that_waits_for_each_step(tmp_path, monkeypatch):
