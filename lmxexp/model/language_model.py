@@ -175,10 +175,15 @@ class LanguageModel(nn.Module):
         logits = self.embedding.logits(h)
         return self.logit_softcap(logits) if self.logit_softcap is not None else logits
 
+    @property
+    def head_with_loss(self) -> mx.array | None:
+        """The matrix whose product gives the logits, where a GPU may compute them and their loss in one function."""
+        return getattr(self.embedding, "head", None) if self.logit_softcap is None else None
+
     def score(self, h: mx.array, targets: mx.array) -> Score:
         """``(B, L, D)`` and ``(B, L)`` int32: how likely the model holds each target."""
-        head = getattr(self.embedding, "head", None)
-        if head is not None and self.logit_softcap is None and device.is_gpu():
+        head = self.head_with_loss
+        if head is not None and device.is_gpu():
             nll, log_z, logits = head_loss(h, head, targets)
         else:
             logits = self.logits(h)

@@ -7,6 +7,7 @@ from typing import cast
 
 import mlx.core as mx
 
+from lmxexp import device
 from lmxexp.ops import cuda
 from lmxexp.ops.own_gradient import own_gradient
 
@@ -21,7 +22,7 @@ than two bytes, and the matrix products take five times as long as with 50,304."
 def head_loss(h: mx.array, weight: mx.array, targets: mx.array) -> tuple[mx.array, mx.array, mx.array]:
     """``cross_entropy(h @ weight.T, targets)``, and the logits.
 
-    Kept for the gradient are the logits in the type of ``h``; what is derived from them is fp32 and, on CUDA, never in
+    Kept for the gradient are the logits in the type of ``h``; what is derived from them is fp32 and, on a GPU, never in
     memory as a whole. The gradient's columns are made a part at a time. The logits are not differentiated.
 
     Shapes:
@@ -96,8 +97,12 @@ def _nll(logits: mx.array, targets: mx.array, n_logits: int) -> tuple[mx.array, 
             dtypes=[mx.float32, mx.float32],
         )
         return nll, log_z
-    log_z = mx.logsumexp(logits[..., :n_logits].astype(mx.float32), axis=-1)
     picked = mx.take_along_axis(logits, targets[..., None], axis=-1).squeeze(-1).astype(mx.float32)
+    logits = logits[..., :n_logits]
+    if device.is_gpu():  # a CPU's would add up in the type of the logits
+        nll = mx.fast.cross_entropy(logits, targets)
+        return nll, nll + picked
+    log_z = mx.logsumexp(logits.astype(mx.float32), axis=-1)
     return log_z - picked, log_z
 
 

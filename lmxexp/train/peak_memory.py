@@ -136,10 +136,12 @@ def estimate(
 
     tokens = mx.zeros((batch_size // n_micro, seq_len), mx.int32)
 
+    head_with_loss = backend != "cpu" and model.head_with_loss is not None
+
     def peak_with(layer: Any, head: bool = True) -> int:
         set_before, model.remat = model.remat, remat
         no_head = nullcontext() if head else replaced(LanguageModel, "score", _score_without_head)
-        with _on_cpu(), without_own_gradients(), _stand_ins(backend, layer), no_head:
+        with _on_cpu(), without_own_gradients(), _stand_ins(backend, layer, head_with_loss), no_head:
             try:
                 return _Graph.of(traced, tokens, *leaves.values()).peak()
             finally:
@@ -162,7 +164,7 @@ def estimate(
     update = kept + weights + in_optimizer if n_micro > 1 else 0
     rest = max(peak - weights - in_optimizer, gradients)
     logits = tokens.size * model.vocab_size * (compute_dtype or trainable[0].dtype).size
-    if backend != "cpu":  # of the logits' gradient, which is made in parts
+    if head_with_loss:  # of the logits' gradient, which is made in parts
         rest += min(logits, LOGITS_AT_ONCE * (compute_dtype or trainable[0].dtype).size)
     return MemoryEstimate(
         weights=weights,
@@ -280,7 +282,7 @@ def _on_cpu() -> Iterator[None]:
 
 
 @contextmanager
-def _stand_ins(backend: str, whole: Any) -> Iterator[None]:
+def _stand_ins(backend: str, whole: Any, head_with_loss: bool) -> Iterator[None]:
     """Within, what MLX cannot trace, or would trace as something else, is done by arrays of the same sizes; so are
     the layers that are computed once more, all but ``whole``."""
     with ExitStack() as stack:
@@ -292,8 +294,9 @@ def _stand_ins(backend: str, whole: Any) -> Iterator[None]:
             # Traced on the CPU, attention keeps all its scores; a fused kernel keeps queries, keys, values and output.
             attention = partial(_attention_on_cuda, {}, mx.fast.scaled_dot_product_attention)
             stack.enter_context(replaced(mx.fast, "scaled_dot_product_attention", attention))
-        if backend != "cpu":
+        if head_with_loss:
             stack.enter_context(replaced(language_model, "cross_entropy", _keeps_logits_alone))
+        if backend != "cpu":
             for module in (glu, experts):
                 stack.enter_context(replaced(module, "gated", lambda _, gate, up: gate * up))
         yield

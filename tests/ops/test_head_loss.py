@@ -4,6 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from lmxexp import device
 from lmxexp.ops import fused, head_loss
 from lmxexp.ops.head_loss import head_loss as of_head
 
@@ -50,7 +51,13 @@ def in_parts(request, monkeypatch):
     monkeypatch.setattr(head_loss, "LOGITS_AT_ONCE", request.param)
 
 
-@pytest.mark.usefixtures("in_parts")
+@pytest.fixture(params=[False, True])
+def of_mlx(request, monkeypatch):
+    """The loss is made of MLX's operations, or it is MLX's own, which on a GPU is one kernel."""
+    monkeypatch.setattr(device, "is_gpu", lambda: request.param)
+
+
+@pytest.mark.usefixtures("in_parts", "of_mlx")
 @pytest.mark.parametrize("n_logits", [17, 64, 257, 264])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_loss_and_gradients(n_logits, compiled):
@@ -60,7 +67,7 @@ def test_loss_and_gradients(n_logits, compiled):
     assert_close((loss, *gradients), reference(h, weight, *rest))
 
 
-@pytest.mark.usefixtures("in_parts")
+@pytest.mark.usefixtures("in_parts", "of_mlx")
 def test_of_several_members_with_weights_of_their_own():
     h, weight, *rest = problem(65, members=(3,))
 
@@ -89,9 +96,26 @@ def test_in_bf16_the_loss_is_that_of_the_rounded_logits():
     assert_close([log_z], [np.log(np.exp(rounded).sum(-1))], tolerance=1e-6)
 
 
+@pytest.mark.usefixtures("of_mlx")
 def test_what_is_no_number_comes_through():
     h, weight, targets, *_ = problem(257)
     h[0, 0, 0] = np.nan
     nll, _, _ = of_head(mx.array(h), mx.array(weight), mx.array(targets))
     assert np.isnan(np.array(nll)[0, 0])
     assert np.isfinite(np.array(nll)[0, 1:]).all()
+
+
+@pytest.mark.skipif(mx.default_device().type != mx.gpu, reason="needs a GPU")
+def test_without_kernels_of_ours_a_gpu_has_no_logits_in_fp32(monkeypatch):
+    """Twice the logits in bf16, at the moment when everything that is kept for the gradient is there."""
+    monkeypatch.setenv("LMXEXP_CUDA_KERNELS", "0")
+    h, weight, targets = (
+        mx.zeros((2048, 64), mx.bfloat16),
+        mx.zeros((8192, 64), mx.bfloat16),
+        mx.zeros((2048,), mx.int32),
+    )
+    mx.eval(h, weight, targets)
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(of_head(h, weight, targets)[:2])
+    assert mx.get_peak_memory() - before < 2 * 2 * 2048 * 8192
