@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import gc
 import statistics
 import sys
 import time
@@ -235,10 +236,15 @@ def steps_in_parts(
 
 
 def _begin() -> float:
-    """When a run begins: now, or, if it is the process's first, when lmxexp was imported."""
+    """When a run begins: now, or, if it is the process's first, when lmxexp was imported. Of an earlier one nothing is
+    in memory any more."""
     global _is_first
     is_first, _is_first = _is_first, False
-    return lmxexp.IMPORTED_AT if is_first else time.perf_counter()
+    if is_first:
+        return lmxexp.IMPORTED_AT
+    now = time.perf_counter()
+    gc.collect()  # a compiled step holds itself, and with it the model and the optimizer of a run that is over
+    return now
 
 
 @functools.cache

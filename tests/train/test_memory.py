@@ -35,6 +35,7 @@ from lmxexp.train.memory import (
 )
 from lmxexp.train.peak_memory import UNDER_WAY_FACTOR, estimate
 from lmxexp.train.step import TrainStep
+from lmxexp.train.trainer import Trainer
 
 RUN = sys.modules["lmxexp.run"]  # `lmxexp.run` is its function
 
@@ -109,6 +110,23 @@ def test_scores_are_kept_where_attention_has_no_kernel_for_training(backend, dty
     ).peak
     scores = 4 * settings.batch_size * 2 * 1024 * 1024 * (4 if dtype is None else 2)
     assert (peak > 1.5 * scores) == kept
+
+
+@pytest.mark.parametrize("backend", ["cuda", "metal"])
+def test_capped_logits_have_no_function_with_their_loss_and_are_kept_in_fp32(backend):
+    """As Gemma 2's. Of others the gradient keeps the logits alone."""
+
+    def peak(*overrides):
+        cfg = lmxexp.compose([*SMALL, "train.seq_len=512", *overrides])
+        model = build_model(cfg, vocab_size=8192)
+        model.train()
+        optimizer = optimizer_of(cfg)
+        optimizer.init(model.trainable_parameters())
+        sizes = {"batch_size": 8, "seq_len": 512, "compute_dtype": mx.bfloat16, "backend": backend}
+        return estimate(model, optimizer, build(cfg.loss), **sizes).peak
+
+    more = peak("softcap@model.logit_softcap=tanh") - peak()
+    assert more > 4 * 8 * 512 * 8192, "an array of all logits in fp32"
 
 
 @pytest.mark.parametrize("n_micro", ["auto", "2"])
@@ -210,12 +228,17 @@ def test_other_values_are_refused(value):
         build(lmxexp.compose([*SMALL, f"train.n_micro={value}"]).train)
 
 
+METAL_FAILED, METAL_CALLBACK = "[METAL] Command buffer execution failed", "kIOGPUCommandBufferCallbackError"
+
+
 @pytest.mark.parametrize(
     ("error", "is_one"),
     [
         (MemoryError(), True),
         (RuntimeError("[metal::malloc] Attempting to allocate 9 bytes which is greater than …"), True),
         (RuntimeError("cudaMallocAsync(&data, size, stream) failed: out of memory"), True),
+        (RuntimeError(f"{METAL_FAILED}: Insufficient Memory (00000008:{METAL_CALLBACK}OutOfMemory)"), True),
+        (RuntimeError(f"{METAL_FAILED}: Caused GPU Timeout Error (00000002:{METAL_CALLBACK}Timeout)"), False),
         (MemoryLimitError("peak memory 2 GB is above the limit"), True),
         (RuntimeError("something else"), False),
         (ValueError("out of memory"), False),
@@ -226,6 +249,26 @@ def test_what_is_out_of_memory(error, is_one):
 
 
 # --- in a run ---------------------------------------------------------------------------------------------------------
+
+
+def test_of_an_earlier_run_in_the_process_nothing_is_in_memory(tmp_path, monkeypatch):
+    """Nor in its peak: a compiled step holds itself, until somebody looks for what does."""
+    models, alive = [], []
+    init = Trainer.__init__
+
+    def noting(self, model, *args, **kwargs):
+        alive.append([earlier() is not None for earlier in models])
+        models.append(weakref.ref(model))
+        init(self, model, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "__init__", noting)
+    gc.disable()
+    try:
+        for name in ("one", "two", "three"):
+            run(lmxexp.compose(SMALL), tmp_path / name)
+    finally:
+        gc.enable()
+    assert alive == [[], [False], [False, False]]
 
 
 class TooLarge:
