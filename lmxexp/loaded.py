@@ -56,5 +56,6 @@ def load(run_dir: str | Path, which: str = "newest") -> LoadedRun:
         fill(optimizer.state, saved.load("optimizer"))
         model.update(evaluated(optimizer, model.trainable_parameters()))
     model.eval()
+    mx.eval(model.state)  # what is not computed yet, MLX can compute in this thread alone
     tokenizer = directory / "tokenizer.json"
     return LoadedRun(model, load_tokenizer(tokenizer) if tokenizer.exists() else None, cfg, saved.step)

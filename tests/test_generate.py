@@ -1,11 +1,14 @@
 """Tokens drawn one after the other, with a cache and one ahead of the reader, against a loop that does neither."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import mlx.core as mx
 import pytest
 
-from lmxexp import compose
+from lmxexp import compose, load, run
 from lmxexp.generate import _draw, generate
 from lmxexp.model.build import build_model
+from tests.end_to_end.processes import small
 
 V = 37
 SMALL = (
@@ -62,3 +65,12 @@ def test_a_reader_that_stops_leaves_the_model_in_training():
     assert not model.training
     tokens.close()
     assert model.training
+
+
+def test_what_was_loaded_writes_in_any_thread(tmp_path):
+    """MLX computes what is not computed yet in the thread alone in which it was begun."""
+    run(compose(small(tmp_path, "train.steps=1")), tmp_path / "run")
+    loaded = load(tmp_path / "run")
+    with ThreadPoolExecutor(1) as other:
+        there = other.submit(lambda: list(generate(loaded.model, [1, 2], max_tokens=5, seed=4))).result()
+    assert there == list(generate(loaded.model, [1, 2], max_tokens=5, seed=4))
