@@ -9,6 +9,7 @@ Source: G. Yang et al., 2022, Tensor Programs V, https://arxiv.org/abs/2203.0346
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -84,6 +85,7 @@ def coordinate_check(
             for name, values in _of_one(cfg, steps).items():
                 mean = of_width.setdefault(name, [0.0] * (steps + 1))
                 of_width[name] = [m + v / len(seeds) for m, v in zip(mean, values, strict=True)]
+            gc.collect()  # a compiled step holds itself, its model and its optimizer
         for name, values in of_width.items():
             found.setdefault(name, []).append(values)
     return [Sizes(name, values) for name, values in found.items()]

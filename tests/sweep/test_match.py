@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import weakref
 from collections.abc import Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -198,6 +199,22 @@ def test_time(monkeypatch):
     assert solutions[-1].budget["target"] == pytest.approx(0.75)
     assert solutions[-1].budget["value"] == pytest.approx(0.749)
     assert measured == ["mha", "mla"]
+
+
+def test_of_a_step_that_was_measured_nothing_is_left(monkeypatch):
+    models = []
+    make = step_time._make_step
+
+    def noting(*args):
+        step = make(*args)
+        models.append(weakref.ref(step.model))
+        return step
+
+    monkeypatch.setattr(step_time, "_make_step", noting)
+    monkeypatch.setattr(step_time, "SECONDS", 0.0)
+    tiny = ["train.batch_size=2", "train.seq_len=8", "model.n_layers=1", "model.d_model=16"]
+    step_time.step_seconds(composed([MHA, *tiny]), 256, Stage(0, 2, 8))
+    assert [model() for model in models] == [None]
 
 
 def test_a_step_is_measured():
