@@ -44,10 +44,11 @@ def recommended_memory_gb() -> float | None:
 
 def memory_to_fit_gb() -> float | None:
     """What a run has to fit into: `recommended_memory_gb`, and for a CPU what this process may have of the machine's
-    memory, which a container or ``ulimit -v`` may make less."""
-    if is_gpu():
-        return recommended_memory_gb()
-    known = [size for size in (_host_memory_gb(), _container_memory_gb(), _address_space_gb()) if size is not None]
+    memory, which a container or ``ulimit -v`` may make less. An equal part of it where a sweep's processes share it."""
+    of_all = [recommended_memory_gb()] if is_gpu() else [_host_memory_gb(), _container_memory_gb()]
+    own = [] if is_gpu() else [_address_space_gb()]
+    n = int(os.environ.get("LMXEXP_SHARING", "1"))
+    known = [*(size / n for size in of_all if size is not None), *(size for size in own if size is not None)]
     return min(known, default=None)
 
 

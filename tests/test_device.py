@@ -46,6 +46,18 @@ def test_gpus(monkeypatch, info, backend, memory, recommended):
     json.dumps(record)
 
 
+@pytest.mark.parametrize("gpu", [True, False])
+def test_processes_of_a_sweep_have_to_fit_beside_each_other(monkeypatch, gpu):
+    if gpu:
+        pretend(monkeypatch, METAL, metal=True, cuda=False)
+    monkeypatch.setattr(device, "_address_space_gb", lambda: None)
+    whole = device.memory_to_fit_gb()
+    monkeypatch.setenv("LMXEXP_SHARING", "3")
+    assert device.memory_to_fit_gb() == pytest.approx(whole / 3)
+    monkeypatch.setattr(device, "_address_space_gb", lambda: 0.001)  # which is a process's own
+    assert device.memory_to_fit_gb() == (pytest.approx(whole / 3) if gpu else 0.001)
+
+
 def test_a_gpu_that_says_nothing(monkeypatch):
     pretend(monkeypatch, {}, metal=False, cuda=False)
     assert device.recommended_memory_gb() is None

@@ -31,6 +31,8 @@ class Slots:
     """
 
     def __init__(self, n: int, gpus: list[str]):
+        self.sharing = -(-n // max(1, len(gpus)))
+        """Processes that are on one device at a time."""
         self._free: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         for i in range(n):
             self._free.put(gpus[i % len(gpus)] if len(gpus) > 1 else None)

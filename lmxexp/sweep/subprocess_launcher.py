@@ -44,7 +44,8 @@ class SubprocessLauncher(Launcher):
     one of them.
 
     Args:
-        n_jobs: processes at a time; each gets its share of the CPU's cores for matrix products.
+        n_jobs: processes at a time; each gets its share of the CPU's cores for matrix products, and has to fit (with
+            ``train.n_micro=auto``) into its share of a device's memory that they have in common.
         timeout: seconds after which a point is killed; None: none.
     """
 
@@ -147,6 +148,8 @@ class SubprocessLauncher(Launcher):
         path = os.pathsep.join([*(p or os.getcwd() for p in sys.path)])  # modules of the user's own, as they are here
         threads = str(max(1, (os.cpu_count() or 1) // self.n_jobs))
         shared = {"OPENBLAS_NUM_THREADS": threads} if self.n_jobs > 1 else {}
+        if self._slots.sharing > 1:
+            shared["LMXEXP_SHARING"] = str(self._slots.sharing)  # of its device's memory, see `lmxexp.device`
         return {**shared, **os.environ, "PYTHONPATH": path, "LMXEXP_PARENT": str(os.getpid())}
 
     def _stop(self) -> None:

@@ -54,6 +54,13 @@ def test_with_one_there_is_no_choice(gpus):
     assert taken(3, gpus) == [None] * 3
 
 
+@pytest.mark.parametrize(
+    ("n", "gpus", "sharing"), [(1, [], 1), (3, [], 3), (2, ["0"], 2), (4, list("0123"), 1), (5, list("0123"), 2)]
+)
+def test_how_many_share_one(n, gpus, sharing):
+    assert Slots(n, gpus).sharing == sharing
+
+
 def test_a_free_one_is_taken_again():
     slots = Slots(2, ["0", "1"])
     with slots.one() as first:

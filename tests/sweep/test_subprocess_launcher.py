@@ -181,8 +181,10 @@ def test_points_share_the_cores(ready, worker, monkeypatch):
     monkeypatch.delenv("OPENBLAS_NUM_THREADS")
     assert environment(n_jobs=4)["OPENBLAS_NUM_THREADS"] == "3"
     assert environment(n_jobs=100)["OPENBLAS_NUM_THREADS"] == "1"
+    monkeypatch.setattr(subprocess_launcher, "cuda_gpus", list)
+    assert environment(n_jobs=4)["LMXEXP_SHARING"] == "4", "and the memory"
     alone = environment()
-    assert "OPENBLAS_NUM_THREADS" not in alone
+    assert not {"OPENBLAS_NUM_THREADS", "LMXEXP_SHARING"} & alone.keys()
     assert alone["LMXEXP_PARENT"] == str(os.getpid())
     monkeypatch.setattr(sys, "path", ["", "/somewhere", *sys.path])
     assert environment()["PYTHONPATH"].split(os.pathsep)[:2] == [os.getcwd(), "/somewhere"]
