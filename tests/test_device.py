@@ -127,3 +127,12 @@ def test_a_process_may_make_any_number_of_graphs(given, said):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == said.split()
+
+
+@pytest.mark.parametrize("metal", [True, False])
+def test_metal_alone_is_waited_for(monkeypatch, metal):
+    waits = []
+    pretend(monkeypatch, METAL if metal else CUDA, metal=metal, cuda=not metal)
+    monkeypatch.setattr(mx, "synchronize", lambda: waits.append(True))
+    device.wait()
+    assert bool(waits) == metal
