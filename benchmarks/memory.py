@@ -35,7 +35,7 @@ MORE = {
         ["train.batch_size=64"],
     ],
     "gpu": [
-        ["size=tiny", "train.batch_size=64"],
+        ["size=tiny", "train.batch_size=40"],
         ["size=10m", "train.batch_size=64", "train.seq_len=512"],
         ["size=350m", "train.batch_size=8"],
         ["train.batch_size=32"],

@@ -19,6 +19,7 @@ from lmxexp.population.settings import NotMappable
 from lmxexp.population.step import PopulationStep
 from lmxexp.train import checkpoint
 from lmxexp.train.drive import Stepped, Steps, alone
+from lmxexp.train.fitted import LARGEST
 from lmxexp.train.memory import Ledger, is_out_of_memory
 from lmxexp.train.random_state import STATE, get_random_state, set_random_state
 from lmxexp.train.snapshot import fill
@@ -152,7 +153,8 @@ def _size_within(memory_gb: float, trainer: Trainer) -> int:
     except ValueError:  # what MLX cannot trace is left to be found out
         return sys.maxsize
     # Beside the step: the state before it, kept for when it fails, and in the first one the members' own arrays.
-    return max(1, int(memory_gb * device.GB / (step.peak + 2 * (step.weights + step.optimizer))))
+    fitting = int(memory_gb * device.GB / (step.peak + 2 * (step.weights + step.optimizer)))
+    return max(1, min(fitting, LARGEST // ledger.n_logits(trainer.settings.parts)))  # the members' logits are one array
 
 
 class Population:

@@ -23,6 +23,11 @@ ENOUGH_TOKENS = 4096
 """Of a part: to split a batch into parts of so many, or more, is taken to cost less than to compute anything twice."""
 
 
+LARGEST = 2**31 - 1
+"""Elements of an array. Of larger ones MLX takes some for others, without a word: of a part of their columns
+(ml-explore/mlx#4539, #4548), in products on Metal (#3822)."""
+
+
 class Way(NamedTuple):
     """To compute a step."""
 
@@ -43,16 +48,22 @@ def fitted(
         beyond: what did not fit.
 
     Raises:
-        ConfigError: nothing fits.
+        ConfigError: nothing fits; or a part has more logits than `LARGEST`.
     """
     autos = settings.autos
     kept = {key: known[key] for key in known.get("auto", autos) if key in autos and key in known} if known else {}
     limit_gb = settings.memory_limit_gb or device.memory_to_fit_gb()
     if len(kept) == len(autos):
         settings = dataclasses.replace(settings, **kept)
+        if ledger.n_logits(settings.parts) > LARGEST:
+            raise _too_many_logits(settings.parts, ledger)
         _warn_if_too_large(Way(settings.parts, settings.chosen_remat), ledger, limit_gb)
         return settings
     groups = ways(dataclasses.replace(settings, **kept), beyond)
+    groups = [[way for way in group if ledger.n_logits(way.n_micro) <= LARGEST] for group in groups]
+    groups = [group for group in groups if group]
+    if not groups:
+        raise _too_many_logits(settings.batch_size if settings.n_micro == "auto" else settings.parts, ledger)
     way, why = groups[0][0], ""
     if limit_gb is not None:
         limit = SPARE * limit_gb * device.GB
@@ -130,6 +141,21 @@ def _nothing_fits(autos: Sequence[str], least: Way, ledger: Ledger, limit_gb: fl
     return ConfigError(
         f"{keys}: not even {how} fits into {device.in_gb(limit_gb)}: it takes {ledger.text(*least)}; choose {mends}a "
         f"smaller model or train.seq_len, or a value for {' and '.join(f'train.{key}' for key in autos)} to try anyway"
+    )
+
+
+def _too_many_logits(n_micro: int, ledger: Ledger) -> ConfigError:
+    batch_size, seq_len = ledger.settings.batch_size, ledger.settings.seq_len
+    enough = next((n for n in _divisors(batch_size) if n > n_micro and ledger.n_logits(n) <= LARGEST), None)
+    mend = (
+        "train.seq_len, or the vocabulary, has to be smaller"
+        if enough is None
+        else f"set train.n_micro={enough}, or auto"
+    )
+    return ConfigError(
+        f"train.n_micro={n_micro}: a part of {batch_size // n_micro} x {seq_len:,} tokens has "
+        f"{ledger.n_logits(n_micro):,} logits, and MLX computes wrongly with arrays of more than {LARGEST:,} elements; "
+        f"{mend}"
     )
 
 

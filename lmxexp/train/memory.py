@@ -112,6 +112,10 @@ class Ledger:
             )
         return self._known[way]
 
+    def n_logits(self, n_micro: int) -> int:
+        """Of a part."""
+        return self.settings.batch_size // n_micro * self.settings.seq_len * self._args[0].vocab_size
+
     def at_least(self, n_micro: int) -> int:
         """Bytes that there are without doubt, and without a trace: state, gradients, logits, what layers hand on."""
         model, optimizer, _ = self._args

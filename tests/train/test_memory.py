@@ -175,6 +175,21 @@ def test_what_is_given_stays():
     assert fitted(settings, ledger) == settings
 
 
+@pytest.mark.parametrize("remat", ["none", "auto"])
+def test_more_logits_than_mlx_can_index_are_refused_and_auto_keeps_below(monkeypatch, remat):
+    """Eight sequences of 16 tokens, 256 logits each: 32,768."""
+    monkeypatch.setattr("lmxexp.train.fitted.LARGEST", 10_000)
+    for n_micro in ("1", "2"):
+        settings, ledger = ledger_of(f"train.n_micro={n_micro}", f"train.remat={remat}")
+        with pytest.raises(ConfigError, match=rf"train\.n_micro={n_micro}: .* logits.* set train\.n_micro=4, or auto"):
+            fitted(settings, ledger)
+    settings, ledger = ledger_of("train.n_micro=auto", f"train.remat={remat}")
+    assert fitted(settings, ledger).n_micro == 4
+    monkeypatch.setattr("lmxexp.train.fitted.LARGEST", 4_000)
+    with pytest.raises(ConfigError, match=r"a part of 1 x 16 tokens has 4,096 logits, .*; train\.seq_len, or"):
+        fitted(settings, ledger)
+
+
 @pytest.mark.usefixtures("_on_a_cpu")
 @pytest.mark.parametrize("n_micro", ["1", "auto"])
 def test_as_little_recomputation_as_fits(n_micro, capsys):
