@@ -99,7 +99,7 @@ def _nll(logits: mx.array, targets: mx.array, n_logits: int) -> tuple[mx.array, 
         return nll, log_z
     picked = mx.take_along_axis(logits, targets[..., None], axis=-1).squeeze(-1).astype(mx.float32)
     logits = logits[..., :n_logits]
-    if device.is_gpu():  # a CPU's would add up in the type of the logits
+    if device.backend() == "metal":  # in fp32; a CPU's would add up in the type of the logits
         nll = mx.fast.cross_entropy(logits, targets.astype(mx.int32))
         return nll, nll + picked
     log_z = mx.logsumexp(logits.astype(mx.float32), axis=-1)
