@@ -116,6 +116,16 @@ def test_too_little_memory_for_one_is_one(waiting):
     assert train._size_within(1e-9, waiting[0].trainer) == 1
 
 
+def test_no_more_logits_than_mlx_can_index(waiting, monkeypatch):
+    """The members' are one array."""
+    trainer = waiting[0].trainer
+    settings = trainer.settings
+    of_one = settings.batch_size // settings.parts * settings.seq_len * trainer.model.vocab_size
+    assert train._size_within(1e6, trainer) == (2**31 - 1) // of_one
+    monkeypatch.setattr(train, "LARGEST", of_one - 1)
+    assert train._size_within(1e6, trainer) == 1
+
+
 def test_an_error_at_the_first_step_leaves_them_waiting(waiting, calls, as_alone):
     _, fail = calls
     fail(0, 0, ValueError("no such kernel"))
