@@ -80,6 +80,11 @@ def contents(cache: Path) -> dict[str, bytes]:
     }
 
 
+def finished_shards(cache: Path) -> dict[str, int]:
+    """When each was written, in nanoseconds. Its name is a number; those of the files in ``sources`` are hashes."""
+    return {str(path): path.stat().st_mtime_ns for path in (cache / "tokens").rglob("0*.json")}
+
+
 def as_parquet(file: Path) -> Path:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -109,14 +114,14 @@ def test_killed_at_random_moments(tmp_path, kind):
         n_before = len(kept)
         deadline = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < deadline:  # until there is something to lose
-            now = {str(path): path.stat().st_mtime_ns for path in broken.rglob("0*.json")}
+            now = finished_shards(broken)
             if len(now) > n_before:
                 break
             time.sleep(0.005)
         time.sleep(rng.random() * 0.1)
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
-        now = {str(path): path.stat().st_mtime_ns for path in broken.rglob("0*.json")}
+        now = finished_shards(broken)
         assert {name: now.get(name) for name in kept} == kept  # a finished shard is never made again
         kept = now
     assert finished(start(0, settings(file, broken, kind), tmp_path))[0] == expected
@@ -132,14 +137,14 @@ def test_killed_once_and_two_at_once(tmp_path):
         time.sleep(0.01)
     os.kill(first.pid, signal.SIGKILL)
     first.communicate()
-    kept = {path: path.stat().st_mtime_ns for path in broken.rglob("0*.json")}
+    kept = finished_shards(broken)
     assert kept
     both = [start(0.005, settings(file, broken, "text"), tmp_path) for _ in range(2)]
     expected, _ = finished(start(0, settings(file, whole, "text"), tmp_path))
     outputs = [finished(process) for process in both]
     assert [fingerprint for fingerprint, _ in outputs] == [expected, expected]
     assert contents(broken) == contents(whole)
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert {name: finished_shards(broken).get(name) for name in kept} == kept
     assert sum("waiting for another process" in err for _, err in outputs) == 1
 
 
@@ -217,7 +222,7 @@ def test_a_full_disk_after_a_whole_shard_is_said_and_gone_on_from(tmp_path, monk
             ConfigError, match=r"has no room for the tokens of the train split \(No space left.*goes on"
         ):
             tokens(tmp_path / "cache")
-    assert len(list((tmp_path / "cache").rglob("0*.json"))) == 2
+    assert len(finished_shards(tmp_path / "cache")) == 2
     made, info = tokens(tmp_path / "cache")
     expected, _ = tokens(tmp_path / "elsewhere")
     assert len(info.shards) > 5
