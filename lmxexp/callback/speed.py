@@ -14,6 +14,7 @@ import numpy as np
 
 from lmxexp import device
 from lmxexp.interfaces import Batch, ConfigError
+from lmxexp.ops.linear import gradients_in_rows
 from lmxexp.ops.trees import by_path
 from lmxexp.train.precision import cast
 from lmxexp.train.random_state import STATE, get_random_state, set_random_state
@@ -136,14 +137,15 @@ def _gradient_step(trainer: Trainer) -> Callable[[dict[str, mx.array]], None]:
     model, dtype = trainer.model, trainer.compute_dtype
 
     def loss(params: Any, arrays: dict[str, mx.array]) -> mx.array:
-        model.update(params if dtype is None else cast(params, dtype))
+        model.update(params)
         return trainer.loss(model, Batch(**arrays))[0]
 
     value_and_grad = mx.value_and_grad(loss)
 
     def gradient(arrays: dict[str, mx.array]) -> Any:
         params = model.trainable_parameters()
-        result = value_and_grad(params, arrays)
+        with gradients_in_rows():
+            result = value_and_grad(params if dtype is None else cast(params, dtype), arrays)
         model.update(params)  # the trace left its casts there
         return result
 

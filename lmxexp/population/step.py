@@ -17,6 +17,7 @@ from lmxexp.interfaces import Aux, Batch, Loss, Stage
 from lmxexp.model.language_model import LanguageModel
 from lmxexp.ops import cuda
 from lmxexp.ops.fused import mapped
+from lmxexp.ops.linear import gradients_in_rows
 from lmxexp.ops.once import once
 from lmxexp.ops.trees import by_path
 from lmxexp.optim import curvature
@@ -26,7 +27,7 @@ from lmxexp.train.parts import CURVATURE, PART, UPDATE, WHOLE, n_parts, traces
 from lmxexp.train.precision import cast
 from lmxexp.train.random_state import STATE
 from lmxexp.train.sentinel import CompileSentinel
-from lmxexp.train.step import add, clipped, global_norm, shown, split
+from lmxexp.train.step import add, as_wide, clipped, global_norm, shown, split
 
 Arrays = dict[str, mx.array]
 
@@ -181,12 +182,12 @@ class PopulationStep:
         self._note_trace(UPDATE, state=state, total=total)
         n = mx.maximum(total.pop("n"), 1e-9)
         mean = tree_map(lambda t: t / n.reshape(-1, *(1,) * (t.ndim - 1)), total)
-        gradient = {path: g.astype(state["parameters"][path].dtype) for path, g in mean["gradient"].items()}
-        return self._update(state, state, gradient, mean["loss"], mean["aux"])
+        return self._update(state, state, mean["gradient"], mean["loss"], mean["aux"])
 
     def _estimate_curvature(self, state: Any, arrays: Arrays) -> Any:
         self._note_trace(CURVATURE, state=state, batch=arrays)
         gradient, _, n_targets, keys = self._gradient(state, arrays, curvature.drawn_loss)
+        gradient = as_wide(gradient, self._parted(state["parameters"])[0])
         with _Restored(self._model, self._leaves):
             optimizer = mx.vmap(self._observed_by_one)(state["optimizer"], self._settings["optim"], gradient, n_targets)
         new = {**state, "optimizer": optimizer, "keys": keys}
@@ -203,8 +204,11 @@ class PopulationStep:
     def _gradient(
         self, state: Any, arrays: Arrays, loss: Callable[[LanguageModel, Batch], tuple[mx.array, Any]]
     ) -> tuple[Arrays, mx.array, Any, mx.array]:
-        """All members' gradients, losses, what the loss returns beside itself, and random keys."""
+        """All members' gradients, of the parameters as they are computed with, losses, what the loss returns beside
+        itself, and random keys."""
         trainable, others = self._parted(state["parameters"])
+        if self.compute_dtype is not None:
+            trainable = cast(trainable, self.compute_dtype)
 
         def total(trainable: Arrays) -> tuple[mx.array, Any]:
             with mapped():
@@ -213,7 +217,7 @@ class PopulationStep:
                 )
             return each.sum(), (each, aux, keys)
 
-        with _Restored(self._model, [self._loss, *self._leaves]):
+        with _Restored(self._model, [self._loss, *self._leaves]), gradients_in_rows():
             (_, (each, aux, keys)), gradient = mx.value_and_grad(total)(trainable)
         return gradient, each, aux, keys
 
@@ -221,7 +225,7 @@ class PopulationStep:
         self, loss_of: Any, trainable: Arrays, others: Arrays, key: mx.array, settings: Settings, arrays: Arrays
     ) -> tuple[mx.array, Any, mx.array]:
         self._put(others)
-        self._put(trainable if self.compute_dtype is None else cast(trainable, self.compute_dtype))
+        self._put(trainable)
         put(self._loss, settings)
         before = STATE[0][:]  # MLX hands its own array out: it can be written into, not replaced
         STATE[0][:] = key
@@ -256,7 +260,7 @@ class PopulationStep:
             put(leaf, own_settings)
             leaf._schedulers = {name: _constant(rate) for name, rate in own_rates.items()}
         norm = global_norm(gradient)
-        gradient = clipped(gradient, norm, self.max_grad_norm)
+        gradient = clipped(as_wide(gradient, trainable), norm, self.max_grad_norm)
         nested: Any = (tree_unflatten(list(tree.items())) for tree in (gradient, trainable))
         self._put(others)
         self._model.update(self._optimizer.apply_gradients(*nested))

@@ -11,6 +11,7 @@ from mlx.utils import tree_map
 
 from lmxexp.interfaces import Aux, Batch, Loss, Stage
 from lmxexp.model.language_model import LanguageModel
+from lmxexp.ops.linear import gradients_in_rows
 from lmxexp.ops.once import once
 from lmxexp.ops.sum_of_squares import sum_of_squares
 from lmxexp.ops.trees import by_path
@@ -123,11 +124,16 @@ class TrainStep:
         self.model.update(params if self.compute_dtype is None else cast(params, self.compute_dtype))
 
     def _gradient(self, arrays: Arrays, across: bool = False) -> tuple[Any, Any, mx.array, Aux]:
-        """``across``: over the rows of all devices."""
+        """Of the parameters as they are computed with; several devices' is of their own.
+
+        Args:
+            across: over the rows of all devices.
+        """
         params = self.model.trainable_parameters()
+        used = params if self.compute_dtype is None or self.devices is not None else cast(params, self.compute_dtype)
         # Around the gradient as well: with train.remat it computes layers, and draws what they drop, once more.
-        with nullcontext() if self.devices is None else self.devices.draws():
-            (loss, aux), gradient = self._value_and_grad(params, arrays, across)
+        with gradients_in_rows(), nullcontext() if self.devices is None else self.devices.draws():
+            (loss, aux), gradient = self._value_and_grad(used, arrays, across)
         self.model.update(params)  # the trace left its casts there
         if across and self.devices is not None:
             gradient, loss, aux = self.devices.mean(gradient, loss, aux)
@@ -135,7 +141,7 @@ class TrainStep:
 
     def _update(self, params: Any, gradient: Any, loss: mx.array, aux: Aux) -> Arrays:
         norm = global_norm(gradient) if self.devices is None else self.devices.norm(gradient)
-        gradient = clipped(gradient, norm, self.max_grad_norm)
+        gradient = clipped(as_wide(gradient, params), norm, self.max_grad_norm)
         self.model.update(self.optimizer.apply_gradients(gradient, params))
         self.model.after_update(aux)
         scalars = {"train/loss": loss, "train/grad_norm": norm, **learning_rates(self.optimizer), **shown(aux)}
@@ -161,13 +167,13 @@ class TrainStep:
         params = self.model.trainable_parameters()
         n = mx.maximum(total.pop("n"), 1e-9)
         mean = tree_map(lambda t: t / n, total)
-        gradient = tree_map(lambda g, p: g.astype(p.dtype), mean["gradient"], params)
-        return self._update(params, gradient, mean["loss"], mean["aux"])
+        return self._update(params, mean["gradient"], mean["loss"], mean["aux"])
 
     def _estimate_curvature(self, arrays: Arrays) -> mx.array:
         self._note_trace(CURVATURE, batch=arrays)
         params = self.model.trainable_parameters()
-        (_, n_targets), gradient = self._value_and_grad_of_drawn(params, arrays)
+        with gradients_in_rows():
+            (_, n_targets), gradient = self._value_and_grad_of_drawn(params, arrays)
         self.model.update(params)
         curvature.observe(self.optimizer, gradient, n_targets)
         return n_targets
@@ -203,6 +209,14 @@ def split(arrays: Arrays, n: int, axis: int = 0) -> list[Arrays]:
 def global_norm(tree: Any) -> mx.array:
     """The Euclidean norm of all leaves together, in fp32."""
     return mx.sqrt(sum_of_squares(list(by_path(tree).values())))
+
+
+def as_wide(gradient: Any, params: Any) -> Any:
+    """A tree of gradients in the types of the parameters.
+
+    After `global_norm`: if that read them as well, wider ones would be written out for it.
+    """
+    return tree_map(lambda g, p: g.astype(p.dtype), gradient, params)
 
 
 def clipped(gradient: Any, norm: mx.array, max_norm: float | None) -> Any:

@@ -96,6 +96,33 @@ def test_gradient_norm_and_clipping():
         )
 
 
+@pytest.mark.parametrize("overrides", [[], ["attention=mla"], ["attention=mamba2"], ["model=gpt"]])
+def test_gradients_lie_in_memory_as_weights_do(monkeypatch, overrides):
+    """A kernel of ours would be handed copies of those that do not, and an optimizer go through memory in two orders."""
+    lying_otherwise = []
+
+    def norm(gradient):
+        lying_otherwise.extend(name for name, g in tree_flatten(gradient) if not np.asarray(g).flags.c_contiguous)
+        return mx.array(1.0)
+
+    monkeypatch.setattr("lmxexp.train.step.global_norm", norm)
+    run(make_step(*overrides, compile=False), RandomTokens(), n=1)
+    assert not lying_otherwise
+
+
+def test_the_norm_reads_gradients_as_they_were_computed(monkeypatch):
+    """In mixed precision: read by it and by the optimizer, wider ones would be written out between the two."""
+    types = set()
+
+    def norm(gradient):
+        types.update(g.dtype for _, g in tree_flatten(gradient))
+        return mx.array(1.0)
+
+    monkeypatch.setattr("lmxexp.train.step.global_norm", norm)
+    run(make_step(compute_dtype=mx.bfloat16), RandomTokens(), n=1)
+    assert types == {mx.bfloat16}
+
+
 @pytest.mark.parametrize("n_micro", [1, 4])
 def test_mixed_precision_keeps_fp32_weights(n_micro):
     step = make_step(compute_dtype=mx.bfloat16, n_micro=n_micro)
