@@ -1,5 +1,7 @@
 """A gated product, of which little is kept for the gradient."""
 
+import math
+from collections.abc import Sequence
 from functools import cache
 from typing import cast
 
@@ -49,25 +51,56 @@ def _gated(name: str) -> own_gradient:
     return whole
 
 
-def _silu_gradient(gate: mx.array, up: mx.array, cotangent: mx.array) -> tuple[mx.array, mx.array]:
-    packs = -(-gate.size // cuda.per_pack(gate.dtype))
-    of_gate, of_up = _SILU_GRADIENT(
-        *(gate, up, cotangent, mx.array([gate.size], mx.int64)),
-        blocks=-(-packs // cuda.BLOCK),
-        typed=gate.dtype,
-        shapes=[gate.shape, gate.shape],
-        dtypes=[gate.dtype, gate.dtype],
+def gated_halves(name: str, both: mx.array) -> mx.array:
+    """`gated` of gate and up side by side. On CUDA alone, for what `takes_halves`.
+
+    Shapes:
+        ``(..., 2 F)`` to ``(..., F)``.
+    """
+    assert name == "silu"
+    return cast(mx.array, _silu_halves(both))
+
+
+def takes_halves(name: str) -> bool:
+    """Whether there is a kernel for the activation."""
+    return name == "silu"
+
+
+@own_gradient
+def _silu_halves(both: mx.array) -> mx.array:
+    shape = (*both.shape[:-1], both.shape[-1] // 2)
+    return _run(_SILU_HALVES, [both], math.prod(shape), shape[-1], [shape])[0]
+
+
+@_silu_halves.vjp
+def _silu_halves_gradient(primals, cotangent, output):
+    return _run(_SILU_HALVES_GRADIENT, [primals, cotangent], cotangent.size, cotangent.shape[-1], [primals.shape])[0]
+
+
+def _silu_gradient(gate: mx.array, up: mx.array, cotangent: mx.array) -> list[mx.array]:
+    return _run(_SILU_GRADIENT, [gate, up, cotangent], gate.size, 0, [gate.shape, gate.shape])
+
+
+def _run(
+    kernel: cuda.Kernel, arrays: list[mx.array], size: int, width: int, shapes: Sequence[Sequence[int]]
+) -> list[mx.array]:
+    dtype = arrays[0].dtype
+    return kernel(
+        *(*arrays, mx.array([size, width], mx.int64)),
+        blocks=-(-size // (cuda.per_pack(dtype) * cuda.BLOCK)),
+        typed=dtype,
+        shapes=shapes,
+        dtypes=[dtype] * len(shapes),
     )
-    return of_gate, of_up
 
 
 _SILU_GRADIENT = cuda.Kernel(
     "silu_gradient",
-    ["gate", "up", "gradient", "size"],
+    ["gate", "up", "gradient", "sizes"],
     ["of_gate", "of_up"],
     """
     constexpr int W = Pack<T>::size;
-    const long long i = (static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x) * W, n = size[0];
+    const long long i = (static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x) * W, n = sizes[0];
     if (i >= n) return;
     Pack<T> a = {}, b = {}, g = {};
     const bool whole = i + W <= n;
@@ -100,5 +133,47 @@ _SILU_GRADIENT = cuda.Kernel(
         of_up[i + k] = b.values[k];
       }
     }
+    """,
+)
+
+# Each thread has a pack of gate and that of up beside it.
+_PLACE = """
+    constexpr int W = Pack<T>::size;
+    const unsigned int pack = blockIdx.x * blockDim.x + threadIdx.x, packs = static_cast<unsigned int>(sizes[1]) / W;
+    const long long row = pack / packs, i = static_cast<long long>(pack) * W;
+    if (i >= sizes[0]) return;
+    const long long width = sizes[1], at = row * width + i;  // rows of both are twice as long
+    Pack<T> a = load_pack(both + at), b = load_pack(both + at + width);
+"""
+
+_SILU_HALVES = cuda.Kernel(
+    "silu_halves",
+    ["both", "sizes"],
+    ["product"],
+    _PLACE
+    + """
+    for (int k = 0; k < W; k++) {
+      const float x = static_cast<float>(a.values[k]);
+      a.values[k] = static_cast<T>(x / (1.0f + __expf(-x)) * static_cast<float>(b.values[k]));
+    }
+    store_pack(product + i, a);
+    """,
+)
+
+_SILU_HALVES_GRADIENT = cuda.Kernel(
+    "silu_halves_gradient",
+    ["both", "gradient", "sizes"],
+    ["of_both"],
+    _PLACE
+    + """
+    const Pack<T> g = load_pack(gradient + i);
+    for (int k = 0; k < W; k++) {
+      const float x = static_cast<float>(a.values[k]), d = static_cast<float>(g.values[k]);
+      const float s = 1.0f / (1.0f + __expf(-x));
+      a.values[k] = static_cast<T>(d * static_cast<float>(b.values[k]) * s * (1.0f + x * (1.0f - s)));
+      b.values[k] = static_cast<T>(d * x * s);
+    }
+    store_pack(of_both + at, a);
+    store_pack(of_both + at + width, b);
     """,
 )

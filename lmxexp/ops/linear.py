@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -22,15 +23,25 @@ def gradients_in_rows() -> Iterator[None]:
         yield
 
 
-def _linear(layer: nn.Linear, x: mx.array) -> mx.array:
-    """As ``nn.Linear.__call__``.
+def is_in_rows() -> bool:
+    """Whether this is within `gradients_in_rows`, and ``nn.Linear`` is nothing else (as `lmxexp.model.recompute` may
+    make it)."""
+    return nn.Linear.__call__ is _linear
+
+
+def product(x: mx.array, weight: mx.array, bias: mx.array | None = None) -> mx.array:
+    """``x @ weight.T + bias``, the weight's gradient in rows.
 
     Shapes:
-        ``(..., D)`` to ``(..., O)``.
+        x ``(..., D)``, weight ``(O, D)``, bias ``(O,)``; returns ``(..., O)``.
     """
     rows = mx.flatten(x, 0, -2) if x.ndim > 1 else x[None]
-    y = _product_with_bias(layer.bias, rows, layer.weight) if "bias" in layer else _product(rows, layer.weight)
-    return y.reshape(*x.shape[:-1], -1)
+    y = _product(rows, weight) if bias is None else _product_with_bias(bias, rows, weight)
+    return cast(mx.array, y).reshape(*x.shape[:-1], -1)
+
+
+def _linear(layer: nn.Linear, x: mx.array) -> mx.array:
+    return product(x, layer.weight, layer.get("bias"))
 
 
 @own_gradient

@@ -1,6 +1,7 @@
 """Rotary positions of a whole sequence, in a kernel of our own where there is one."""
 
 import math
+from collections.abc import Sequence
 from functools import cache
 from typing import cast
 
@@ -24,9 +25,28 @@ def rope(x: mx.array, theta: float) -> mx.array:
     return mx.fast.rope(x, x.shape[-1], traditional=False, base=theta, scale=1.0, offset=0)
 
 
+def turned_heads(qkv: mx.array, n_heads: int, n_kv_heads: int, theta: float) -> tuple[mx.array, mx.array, mx.array]:
+    """Queries and keys with their positions, as `rope` gives them, and values, of their projections side by side.
+
+    On CUDA alone, for heads that `takes`.
+
+    Shapes:
+        ``(B, L, (H + 2 K) C)`` to ``(B, H, L, C)``, ``(B, K, L, C)`` and ``(B, K, L, C)``.
+    """
+    B, L, width = qkv.shape
+    n_all = n_heads + 2 * n_kv_heads
+    apart = _turned_apart(math.log2(theta), n_kv_heads)(qkv.reshape(B, L, n_all, width // n_all))
+    q, k, v = (mx.swapaxes(x, 1, 2) for x in cast(tuple[mx.array, ...], apart))
+    return q, k, v
+
+
+def takes(head_dim: int, dtype: mx.Dtype) -> bool:
+    """Whether the kernels take heads of this width."""
+    return head_dim % (2 * cuda.per_pack(dtype)) == 0
+
+
 def _is_ours(x: mx.array) -> bool:
-    """Whether the kernel takes heads of this width."""
-    return cuda.on_cuda() and x.shape[-1] % (2 * cuda.per_pack(x.dtype)) == 0
+    return cuda.on_cuda() and takes(x.shape[-1], x.dtype)
 
 
 @cache
@@ -37,11 +57,7 @@ def _turned(log_theta: float, sign: float) -> own_gradient:
     def turned(x: mx.array) -> mx.array:
         if not cuda.usable():
             return x  # of the same shape: under `mx.vmap`, to be replaced
-        B, L, H, C = x.shape
-        settings, sizes = mx.array([log_theta, sign]), mx.array([B * L, L, H, C], mx.int32)
-        n_threads = B * L * -(-H // 4) * (C // 2 // cuda.per_pack(x.dtype))
-        blocks = -(-n_threads // cuda.BLOCK)
-        return _TURN(x, settings, sizes, blocks=blocks, typed=x.dtype, shapes=[x.shape], dtypes=[x.dtype])[0]
+        return _run(_TURN, [x], x.shape, log_theta, sign, [x.shape])[0]
 
     @turned.vjp
     def back(primals, cotangent, output):
@@ -54,46 +70,133 @@ def _turned(log_theta: float, sign: float) -> own_gradient:
     return turned
 
 
-# A thread turns a few neighbouring pairs in some heads of a position: angles are computed once for those heads.
-_TURN = cuda.Kernel(
+@cache
+def _turned_apart(log_theta: float, n_kv: int) -> own_gradient:
+    """``(B, L, H + 2 K, C)`` to ``(B, L, H, C)`` and twice ``(B, L, K, C)``."""
+
+    @own_gradient
+    def apart(qkv: mx.array) -> list[mx.array]:
+        B, L, H, C = qkv.shape
+        shapes = [(B, L, H - 2 * n_kv, C), (B, L, n_kv, C), (B, L, n_kv, C)]
+        return _run(_TURN_APART, [qkv], qkv.shape, log_theta, 1.0, shapes, n_kv)
+
+    @apart.vjp
+    def together(primals, cotangents, outputs):
+        shape = primals.shape
+        return _run(_TURN_BACK_TOGETHER, list(cotangents), shape, log_theta, -1.0, [shape], n_kv)[0]
+
+    return apart
+
+
+def _run(
+    kernel: cuda.Kernel,
+    arrays: list[mx.array],
+    whole: Sequence[int],
+    log_theta: float,
+    sign: float,
+    shapes: Sequence[Sequence[int]],
+    *more: int,
+) -> list[mx.array]:
+    """Args:
+    whole: the shape ``(B, L, heads, C)`` of all that is turned or copied.
+    """
+    B, L, H, C = whole
+    dtype = arrays[0].dtype
+    n_threads = B * L * -(-H // 4) * (C // 2 // cuda.per_pack(dtype))
+    return kernel(
+        *(*arrays, mx.array([log_theta, sign]), mx.array([B * L, L, H, C, *more], mx.int32)),
+        blocks=-(-n_threads // cuda.BLOCK),
+        typed=dtype,
+        shapes=shapes,
+        dtypes=[dtype] * len(shapes),
+    )
+
+
+def _kernel(name: str, inputs: list[str], outputs: list[str], places: str, turned: str) -> cuda.Kernel:
+    """A thread turns a few neighbouring pairs in some heads of a position: angles are computed once for those heads.
+
+    Args:
+        inputs, outputs: with ``settings`` and ``sizes`` after the inputs.
+        places: source of the functions ``from`` and ``to``, of ``position`` and a head; and what they need.
+        turned: source of the number of heads that are turned, the first ones; the others are copied.
+    """
+    return cuda.Kernel(
+        name,
+        [*inputs, "settings", "sizes"],
+        outputs,
+        f"""
+        constexpr int W = Pack<T>::size;
+        constexpr int HEADS = 4;
+        const int n_positions = sizes[0], length = sizes[1], n_heads = sizes[2], width = sizes[3];
+        const int half = width / 2, packs = half / W, groups = (n_heads + HEADS - 1) / HEADS;
+        const long long thread = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
+        const long long position = thread / (packs * groups);
+        if (position >= n_positions) return;
+        const int i = static_cast<int>(thread % packs) * W;
+        const int head = static_cast<int>(thread / packs % groups) * HEADS;
+        const int end = head + HEADS < n_heads ? head + HEADS : n_heads;
+        const int n_turned = {turned};
+        {places}
+        """
+        + """
+        const float p = static_cast<float>(position % length);
+        Pack<T> a[HEADS], b[HEADS];
+        for (int h = 0; h < HEADS; h++) {
+          if (head + h < end) {
+            a[h] = load_pack(from(head + h));
+            b[h] = load_pack(from(head + h) + half);
+          }
+        }
+        float s[W], c[W];
+        for (int k = 0; k < W; k++) {
+          sincosf(p * exp2f(-(static_cast<float>(i + k) / half) * settings[0]), &s[k], &c[k]);
+          s[k] *= settings[1];
+        }
+        for (int h = 0; h < HEADS; h++) {
+          if (head + h >= end) break;
+          if (head + h < n_turned) {
+            for (int k = 0; k < W; k++) {
+              const float u = static_cast<float>(a[h].values[k]), v = static_cast<float>(b[h].values[k]);
+              a[h].values[k] = static_cast<T>(u * c[k] - v * s[k]);
+              b[h].values[k] = static_cast<T>(v * c[k] + u * s[k]);
+            }
+          }
+          store_pack(to(head + h), a[h]);
+          store_pack(to(head + h) + half, b[h]);
+        }
+        """,
+    )
+
+
+_TURN = _kernel(
     "rope",
-    ["x", "settings", "sizes"],
+    ["x"],
     ["turned"],
     """
-    constexpr int W = Pack<T>::size;
-    constexpr int HEADS = 4;
-    const int n_positions = sizes[0], length = sizes[1], n_heads = sizes[2], width = sizes[3];
-    const int half = width / 2, packs = half / W, groups = (n_heads + HEADS - 1) / HEADS;
-    const long long thread = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
-    const long long position = thread / (packs * groups);
-    if (position >= n_positions) return;
-    const int i = static_cast<int>(thread % packs) * W;
-    const int head = static_cast<int>(thread / packs % groups) * HEADS;
-    const int end = head + HEADS < n_heads ? head + HEADS : n_heads;
-    const float p = static_cast<float>(position % length);
-    const T* from = x + position * n_heads * width + i;
-    T* to = turned + position * n_heads * width + i;
-    Pack<T> a[HEADS], b[HEADS];
-    for (int h = 0; h < HEADS; h++) {
-      if (head + h < end) {
-        a[h] = load_pack(from + (head + h) * width);
-        b[h] = load_pack(from + (head + h) * width + half);
-      }
-    }
-    float s[W], c[W];
-    for (int k = 0; k < W; k++) {
-      sincosf(p * exp2f(-(static_cast<float>(i + k) / half) * settings[0]), &s[k], &c[k]);
-      s[k] *= settings[1];
-    }
-    for (int h = 0; h < HEADS; h++) {
-      if (head + h >= end) break;
-      for (int k = 0; k < W; k++) {
-        const float u = static_cast<float>(a[h].values[k]), v = static_cast<float>(b[h].values[k]);
-        a[h].values[k] = static_cast<T>(u * c[k] - v * s[k]);
-        b[h].values[k] = static_cast<T>(v * c[k] + u * s[k]);
-      }
-      store_pack(to + (head + h) * width, a[h]);
-      store_pack(to + (head + h) * width + half, b[h]);
-    }
+    const long long first = position * n_heads * width + i;
+    auto from = [&](int h) { return x + first + h * width; };
+    auto to = [&](int h) { return turned + first + h * width; };
     """,
+    turned="n_heads",
+)
+
+_JOINED, _APART = (
+    "auto {name} = [&](int h) {{ return qkv + (position * n_heads + h) * width + i; }};",
+    """
+    const int n_kv = sizes[4], n_q = n_heads - 2 * n_kv;
+    auto {name} = [&](int h) {{
+      return h < n_q          ? q + (position * n_q + h) * width + i
+             : h < n_q + n_kv ? k + (position * n_kv + h - n_q) * width + i
+                              : v + (position * n_kv + h - n_q - n_kv) * width + i;
+    }};
+    """,
+)
+
+_TURN_APART = _kernel(
+    *("rope_apart", ["qkv"], ["q", "k", "v"], _JOINED.format(name="from") + _APART.format(name="to")),
+    turned="n_heads - sizes[4]",
+)
+_TURN_BACK_TOGETHER = _kernel(
+    *("rope_together", ["q", "k", "v"], ["qkv"], _APART.format(name="from") + _JOINED.format(name="to")),
+    turned="n_heads - sizes[4]",
 )

@@ -10,6 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
+from lmxexp.ops.linear import gradients_in_rows
 from lmxexp.ops.trees import by_path
 from lmxexp.train.precision import cast
 
@@ -47,7 +48,8 @@ class Part:
         own = self.module.parameters()
         self.module.update(params if dtype is None else cast(params, dtype))
         try:
-            return self.call(x, others)
+            with gradients_in_rows():
+                return self.call(x, others)
         finally:
             self.module.update(own)  # a trace would leave its own arrays there
 
@@ -55,12 +57,14 @@ class Part:
         self, params: Any, x: mx.array, others: Arrays, cotangents: list[mx.array], dtype: mx.Dtype | None
     ) -> list[mx.array]:
         """A forward and a backward pass: the gradients of all parameters and of all inputs that have one."""
-        leaves = by_path({"params": params, "x": x, "others": others})
+        used = params if dtype is None else cast(params, dtype)  # the step's gradients are of these as well
+        leaves = by_path({"params": used, "x": x, "others": others})
         moving = [path for path, a in leaves.items() if mx.issubdtype(a.dtype, mx.floating)]
 
         def of(*arrays: mx.array) -> list[mx.array]:
             tree: Any = tree_unflatten(list((leaves | dict(zip(moving, arrays, strict=True))).items()))
-            return self.outputs(tree.get("params", {}), tree["x"], tree.get("others", {}), dtype)
+            return self.outputs(tree.get("params", {}), tree["x"], tree.get("others", {}), None)
 
-        _, found = mx.vjp(of, [leaves[path] for path in moving], cotangents)
+        with gradients_in_rows():
+            _, found = mx.vjp(of, [leaves[path] for path in moving], cotangents)
         return found

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lmxexp.ops import cholesky, cuda_compiler, embed, gated, head_loss, rms_norm, rope, sum_of_squares
+from lmxexp.ops import cholesky, cuda_compiler, embed, gated, head_loss, joined, rms_norm, rope, sum_of_squares
 
 T = "T"
 KERNELS = {
@@ -11,14 +11,19 @@ KERNELS = {
     "silu_gradient": (gated._SILU_GRADIENT, [T, T, T, "long long", T, T]),
     "rows": (embed._ROWS, [T, "int", "int", T]),
     "sum_rows": (embed._SUM_ROWS, [T, "unsigned int", "int", "int", T]),
+    "silu_halves": (gated._SILU_HALVES, [T, "long long", T]),
+    "silu_halves_gradient": (gated._SILU_HALVES_GRADIENT, [T, T, "long long", T]),
+    "joined": (joined._kernel(3), [T, T, T, "long long", T]),
     "rope": (rope._TURN, [T, "float", "int", T]),
+    "rope_apart": (rope._TURN_APART, [T, "float", "int", T, T, T]),
+    "rope_together": (rope._TURN_BACK_TOGETHER, [T, T, T, "float", "int", T]),
     "rms_norm": (rms_norm._kernel(3, False), [T, T, T, "int", "float", T, "float"]),
     "rms_norm beside": (rms_norm._kernel(3, True), [T, T, T, T, "int", "float", T, "float"]),
     "sum_of_squares": (sum_of_squares._kernel(9), [T] * 9 + ["int", "float"]),
     "inverse_cholesky": (cholesky._INVERSE_FACTOR, ["float", "int", "float"]),
 }
 OF_ONE_TYPE = {"inverse_cholesky": ["float"]}
-FRAMES = {"rope": 32}
+FRAMES = {"rope": 32, "rope_apart": 32, "rope_together": 32}
 """Bytes on the stack, which is memory: sine and cosine of large angles have them. Of the others, arrays would be there
 whose places the compiler does not know."""
 CASES = [(name, t) for name in KERNELS for t in OF_ONE_TYPE.get(name, ["__nv_bfloat16", "float"])]

@@ -14,7 +14,18 @@ from lmxexp.train.step import TrainStep
 from tests.ops.cuda_on_host import HAS_DEVICE, needs_kernels
 
 SMALL = ["model.d_model=256", "model.n_heads=4", "model.n_layers=1", "model.d_ff=64", "train.seq_len=32"]
-OURS = {"rms_norm_gradient", "rope", "silu_gradient", "nll", "logit_gradient", "rows", "sum_of_squares"}
+OURS = {
+    *(
+        "rms_norm_gradient",
+        "rope_apart",
+        "rope_together",
+        "silu_halves",
+        "silu_halves_gradient",
+        "joined_2",
+        "joined_3",
+    ),
+    *("nll", "logit_gradient", "rows", "sum_of_squares"),
+}
 
 
 def steps(overrides: list[str], chosen: str) -> list[dict[str, float]]:

@@ -98,7 +98,7 @@ def test_gradient_norm_and_clipping():
 
 @pytest.mark.parametrize("overrides", [[], ["attention=mla"], ["attention=mamba2"], ["model=gpt"]])
 def test_gradients_lie_in_memory_as_weights_do(monkeypatch, overrides):
-    """A kernel of ours would be handed copies of those that do not, and an optimizer go through memory in two orders."""
+    """A kernel of ours would be handed copies of others, and an optimizer go through memory in two orders."""
     lying_otherwise = []
 
     def norm(gradient):

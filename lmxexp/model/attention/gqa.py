@@ -7,8 +7,11 @@ import mlx.nn as nn
 
 from lmxexp.interfaces import ConfigError, Factory, Shared
 from lmxexp.model.attention.reach import Full
+from lmxexp.model.position.rope import RoPE
 from lmxexp.model.position.rotated import rotated
 from lmxexp.ops.attend import attend
+from lmxexp.ops.joined import can_be_joined, joined_product
+from lmxexp.ops.rope import takes, turned_heads
 
 
 class GroupedQueryAttention(nn.Module):
@@ -105,18 +108,29 @@ class GroupedQueryAttention(nn.Module):
         shared: Shared | None = None,
     ) -> mx.array:
         B, L, _ = x.shape
-        q, k, v = self._project(x)
+        at_once = self._rotated_at_once(x) if cache is None else None
+        q, k, v = at_once or self._project(x)
         if shared is not None:
             first = shared.setdefault("first_values", v)
             if self.value_residual is not None:
                 v = self.value_residual(v, first)
-        q, k = rotated(self.position, q, k, cache, segment_ids)
+        if at_once is None:
+            q, k = rotated(self.position, q, k, cache, segment_ids)
         if cache is not None:
             k, v = cache.update_and_fetch(k, v)
         end = L if cache is None else cache.offset
         y = self._attend(q, k, v, self.reach.with_segments(L, k.shape[2], end, segment_ids))
         y = y.transpose(0, 2, 1, 3).reshape(B, L, -1)
         return self.o_proj(y if self.gate is None else self.gate(y, x))
+
+    def _rotated_at_once(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array] | None:
+        """What `_project` and `rotated` give, of one product and one kernel; None: it is not to be had so."""
+        layers, position = (self.q_proj, self.k_proj, self.v_proj), self.position
+        if type(position) is not RoPE or not position.is_plain or self.q_norm is not None:
+            return None
+        if not (takes(self.head_dim, x.dtype) and can_be_joined(x, *layers)):
+            return None
+        return turned_heads(joined_product(x, layers), self.n_heads, self.n_kv_heads, position.theta)
 
     def _project(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         """``(B, L, D)`` to queries ``(B, H, L, C)`` and keys and values ``(B, K, L, C)``, before positions."""

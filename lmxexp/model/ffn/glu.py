@@ -9,7 +9,8 @@ from lmxexp.interfaces import Aux
 from lmxexp.model.recompute import cheap
 from lmxexp.ops.activation import Activation
 from lmxexp.ops.activation import activation as activation_by_name
-from lmxexp.ops.gated import gated
+from lmxexp.ops.gated import gated, gated_halves, takes_halves
+from lmxexp.ops.joined import can_be_joined, joined_product
 
 
 def gated_width(d_model: int) -> int:
@@ -46,5 +47,9 @@ class GatedLinearUnit(nn.Module):
         self.down_proj = nn.Linear(d_ff, d_model, bias=bias)
 
     def __call__(self, x: mx.array) -> tuple[mx.array, Aux]:
-        product = cheap(partial(gated, self.activation_name), self.gate_proj(x), self.up_proj(x))
+        layers = self.gate_proj, self.up_proj
+        if takes_halves(self.activation_name) and can_be_joined(x, *layers):
+            product = gated_halves(self.activation_name, joined_product(x, layers))
+        else:
+            product = cheap(partial(gated, self.activation_name), *(layer(x) for layer in layers))
         return self.down_proj(product), {}

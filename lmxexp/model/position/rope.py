@@ -57,12 +57,14 @@ class RoPE:
         self.periods = None if scaling is None else [1.0 / f for f in scaling.frequencies(self.dims, theta)]
         self.magnitude = 1.0 if scaling is None else scaling.magnitude
         self.score_scale = 1.0 if scaling is None else scaling.score_scale
+        self.is_plain = scaling is None and not interleaved and self.dims == head_dim
+        """Whether it is `lmxexp.ops.rope.rope` of whole heads."""
 
     def rotate(self, q: mx.array, k: mx.array, offset: int) -> tuple[mx.array, mx.array]:
         return self._turn(q, offset), self._turn(k, offset)
 
     def _turn(self, x: mx.array, offset: int) -> mx.array:
-        if self.scaling is None and not self.interleaved and self.dims == self.head_dim == x.shape[-1] and offset == 0:
+        if self.is_plain and x.shape[-1] == self.head_dim and offset == 0:
             return rope(x, self.theta)
         x = mx.fast.rope(
             x,
