@@ -23,17 +23,19 @@ class CrossEntropy:
     def __call__(self, model: LanguageModel, batch: Batch) -> tuple[mx.array, Aux]:
         h, aux = model.hidden(batch.inputs, segment_ids=batch.segment_ids)
         nll, log_z, logits = model.score(h, batch.targets)
-        weights = mx.ones_like(nll) if batch.weights is None else batch.weights
-        n_targets = weights.sum()
-        total = (nll * weights).sum()
-        mean = 1.0 / mx.maximum(n_targets, 1e-9)
+        if batch.weights is None:
+            weigh, n_targets, mean = lambda a: a, mx.ones_like(nll).sum(), 1.0 / nll.size
+        else:
+            weigh, n_targets = lambda a: a * batch.weights, batch.weights.sum()
+            mean = 1.0 / mx.maximum(n_targets, 1e-9)
+        total = weigh(nll).sum()
         loss = total * mean
         if self.z_loss:
-            loss = loss + self.z_loss * (log_z.square() * weights).sum() * mean
+            loss = loss + self.z_loss * weigh(log_z.square()).sum() * mean
         for name, value in aux.items():
             if name.endswith("_loss"):
                 loss = loss + value
         aux = {**aux, "nll": total, "n_targets": n_targets}
         if not model.training:
-            aux["n_correct"] = ((logits.argmax(-1) == batch.targets) * weights).sum()
+            aux["n_correct"] = weigh((logits.argmax(-1) == batch.targets).astype(mx.float32)).sum()
         return loss, aux

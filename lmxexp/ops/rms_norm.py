@@ -95,7 +95,45 @@ def _gradient(
         shapes=[x.shape, (blocks, width)],
         dtypes=[x.dtype, mx.float32],
     )
-    return of_x, of_weight.sum(axis=0).astype(weight.dtype)
+    (of_weight,) = _SUM_OF_BLOCKS(
+        *(of_weight, mx.array([blocks, width], mx.int32)),
+        blocks=-(-width // 32),
+        typed=weight.dtype,
+        shapes=[weight.shape],
+        dtypes=[weight.dtype],
+    )
+    return of_x, of_weight
+
+
+# A block of threads adds up 32 columns: each warp every eighth row, and then one of them what all have.
+_SUM_OF_BLOCKS = cuda.Kernel(
+    "sum_of_blocks",
+    ["parts", "sizes"],
+    ["sum"],
+    """
+    const int n = sizes[0], width = sizes[1], n_warps = blockDim.x / 32, warp = threadIdx.x / 32;
+    const int lane = threadIdx.x % 32, column = blockIdx.x * 32 + lane;
+    __shared__ float of_warps[256];
+    float total = 0.0f;
+    if (column < width) {
+      constexpr int AT_ONCE = 8;
+      for (int row = warp; row < n; row += AT_ONCE * n_warps) {
+        float v[AT_ONCE];
+        for (int u = 0; u < AT_ONCE; u++) {
+          const int r = row + u * n_warps;
+          v[u] = r < n ? parts[static_cast<long long>(r) * width + column] : 0.0f;
+        }
+        for (int u = 0; u < AT_ONCE; u++) total += v[u];
+      }
+    }
+    of_warps[threadIdx.x] = total;
+    __syncthreads();
+    if (warp == 0 && column < width) {
+      for (int w = 1; w < n_warps; w++) total += of_warps[w * 32 + lane];
+      sum[column] = static_cast<T>(total);
+    }
+    """,
+)
 
 
 # A warp takes a row at a time, each thread the same columns of all its rows.

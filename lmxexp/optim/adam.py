@@ -51,15 +51,31 @@ class Adam(FullPrecision):
         beta1, beta2 = self.betas
         state["m"] = state["m"] * beta1 + gradient * (1 - beta1)
         state["v"] = state["v"] * beta2 + mx.square(gradient) * (1 - beta2)
-        rate = self.once_a_step("rate", lambda: self.learning_rate / self._weight_so_far(beta1))
-        correction = self.once_a_step("correction", lambda: mx.rsqrt(self._weight_so_far(beta2)))
+        rate, correction = self.rate_and_correction()
         root_mean_square = mx.sqrt(state["v"]) * correction
         return state["m"] * rate / (root_mean_square + self.eps)
 
+    def rate_and_correction(self) -> tuple[mx.array, mx.array]:
+        """What the mean is multiplied by, ``learning_rate / (1 - beta1**step)``, and the root mean square, ``(1 -
+        beta2**step) ** -0.5``: scalars."""
+        both = self.once_a_step("rate and correction", self._rate_and_correction)
+        rate, correction = (mx.squeeze(x, 0) for x in mx.split(both, 2))
+        return rate, correction
+
+    def _rate_and_correction(self) -> mx.array:
+        # Both in one kernel: each takes seconds to compile on a new machine, and is a launch in every step.
+        logs: Any = [_log(beta) for beta in self.betas]
+        of_members = not all(isinstance(log, float) for log in logs)
+        logs = mx.stack([mx.array(log) for log in logs]) if of_members else mx.array(logs)
+        roots = mx.rsqrt(-mx.expm1(logs * self.step.astype(mx.float32)))
+        return roots * (roots * (mx.array([1.0, 0.0]) * self.learning_rate) + mx.array([0.0, 1.0]))
+
     def _weight_so_far(self, beta: Any) -> mx.array:
         """``1 - beta**step``, exact to fp32 where beta is close to 1."""
-        if isinstance(beta, int | float):
-            log_beta = math.log(beta) if beta else -math.inf
-        else:
-            log_beta = beta.log()  # of the members of a population, see `lmxexp.population`
-        return -mx.expm1(self.step.astype(mx.float32) * log_beta)
+        return -mx.expm1(self.step.astype(mx.float32) * _log(beta))
+
+
+def _log(beta: Any) -> Any:
+    if isinstance(beta, int | float):
+        return math.log(beta) if beta else -math.inf
+    return beta.log()  # of the members of a population, see `lmxexp.population`

@@ -51,8 +51,7 @@ class AdamMini(AdamW):
         mean_square = mx.square(gradient).mean(axis=averaged, keepdims=True)
         state["m"] = state["m"] * beta1 + gradient * (1 - beta1)
         state["v"] = state["v"] * beta2 + mean_square * (1 - beta2)
-        rate = self.once_a_step("rate", lambda: self.learning_rate / self._weight_so_far(beta1))
-        correction = self.once_a_step("correction", lambda: mx.rsqrt(self._weight_so_far(beta2)))
+        rate, correction = self.rate_and_correction()
         root_mean_square = mx.sqrt(state["v"]) * correction
         return state["m"] * rate / (root_mean_square + self.eps)
 

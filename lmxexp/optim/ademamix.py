@@ -69,9 +69,8 @@ class AdEMAMix(AdamW):
         state["v"] = state["v"] * beta2 + mx.square(gradient) * (1 - beta2)
         # Not m_slow * beta3 + …: rounding 0.9999 to fp32 changes how fast it decays by 0.02 %, rounding 1e-4 does not.
         state["m_slow"] = state["m_slow"] + (gradient - state["m_slow"]) * self._new_in_slow_mean()
-        rate = self.once_a_step("rate", lambda: self.learning_rate / self._weight_so_far(beta1))
+        rate, correction = self.rate_and_correction()
         slow_rate = self.once_a_step("slow_rate", lambda: self.learning_rate * self._alpha_now())
-        correction = self.once_a_step("correction", lambda: mx.rsqrt(self._weight_so_far(beta2)))
         root_mean_square = mx.sqrt(state["v"]) * correction
         return (state["m"] * rate + state["m_slow"] * slow_rate) / (root_mean_square + self.eps)
 

@@ -120,9 +120,15 @@ class FullPrecision(Optimizer):
         change = self.change(gradient, weight, state)
         if self.rate_factors is not None:
             change = change * self.rate_factors.of(path, parameter, spectral=self.moves == "spectral")
-        if self.weight_decay and decays:
-            change = change + weight * (self.learning_rate * self.weight_decay)
+        if self.weight_decay:
+            change = change + weight * self._decay(decays)
         return (weight - change).astype(parameter.dtype)
+
+    def _decay(self, decays: bool) -> mx.array:
+        # What does not decay does so by nothing, and has the same kernel: another would be compiled for seconds.
+        if decays:
+            return self.once_a_step("decay", lambda: self.learning_rate * self.weight_decay)
+        return self.once_a_step("no decay", lambda: mx.array(0.0))
 
 
 def zeros(parameter: mx.array) -> mx.array:

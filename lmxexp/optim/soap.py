@@ -80,8 +80,7 @@ class SOAP(KroneckerStatistics):
         state["m"] = state["m"] * beta1 + gradient * (1 - beta1)
         squared = mx.square(self._rotated(gradient, state)).reshape(gradient.shape)
         state["v"] = state["v"] * beta2 + squared * (1 - beta2)
-        rate = self.once_a_step("rate", lambda: self.learning_rate / self._weight_so_far(beta1))
-        correction = self.once_a_step("correction", lambda: mx.rsqrt(self._weight_so_far(beta2)))
+        rate, correction = self.rate_and_correction()
         root_mean_square = mx.sqrt(self.as_matrices(state["v"], state)) * correction
         direction = self._rotated(state["m"], state) * rate / (root_mean_square + self.eps)
         if "left" in state:

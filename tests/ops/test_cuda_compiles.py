@@ -19,6 +19,7 @@ KERNELS = {
     "rope_together": (rope._TURN_BACK_TOGETHER, [T, T, T, "float", "int", T]),
     "rms_norm": (rms_norm._kernel(3, False), [T, T, T, "int", "float", T, "float"]),
     "rms_norm beside": (rms_norm._kernel(3, True), [T, T, T, T, "int", "float", T, "float"]),
+    "sum_of_blocks": (rms_norm._SUM_OF_BLOCKS, ["float", "int", T]),
     "sum_of_squares": (sum_of_squares._kernel(9), [T] * 9 + ["int", "float"]),
     "inverse_cholesky": (cholesky._INVERSE_FACTOR, ["float", "int", "float"]),
 }
