@@ -11,7 +11,6 @@ from mlx.utils import tree_map
 
 from lmxexp.interfaces import Aux, Batch, Loss, Stage
 from lmxexp.model.language_model import LanguageModel
-from lmxexp.ops.cast import cast_tree
 from lmxexp.ops.linear import gradients_in_rows
 from lmxexp.ops.once import once
 from lmxexp.ops.sum_of_squares import sum_of_squares
@@ -131,9 +130,7 @@ class TrainStep:
             across: over the rows of all devices.
         """
         params = self.model.trainable_parameters()
-        used = (
-            params if self.compute_dtype is None or self.devices is not None else cast_tree(params, self.compute_dtype)
-        )
+        used = params if self.compute_dtype is None or self.devices is not None else cast(params, self.compute_dtype)
         # Around the gradient as well: with train.remat it computes layers, and draws what they drop, once more.
         with gradients_in_rows(), nullcontext() if self.devices is None else self.devices.draws():
             (loss, aux), gradient = self._value_and_grad(used, arrays, across)

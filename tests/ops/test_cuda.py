@@ -6,7 +6,6 @@ import pytest
 
 from lmxexp.ops import cuda, fused, rms_norm
 from lmxexp.ops.attend import attend, causal_mask, segment_mask
-from lmxexp.ops.cast import cast_all
 from lmxexp.ops.embed import embed, sum_rows
 from lmxexp.ops.gated import _gated
 from lmxexp.ops.head_loss import head_loss
@@ -239,16 +238,3 @@ def test_masked_attention_keeps_no_scores():
     mx.reset_peak_memory()
     mx.eval(gradient(q))
     assert mx.get_peak_memory() - before < B * 12 * L * L * 2
-
-
-@needs_kernels
-@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
-def test_casts(kernels, dtype):
-    """More than one call takes, odd sizes, and one of another type among them: the same to the bit."""
-    arrays = [random(*s, seed=i) for i, s in enumerate([(3,), (1,), (100, 7), (40, 1000)] * 40)]
-    arrays[5] = arrays[5].astype(mx.float16)
-    for ours, a in zip(cast_all(arrays, dtype), arrays, strict=True):
-        assert ours.dtype == dtype
-        assert mx.array_equal(ours, a.astype(dtype))
-    if kernels is not None:
-        assert [n for _, n in kernels] == [129, 32]
