@@ -50,6 +50,17 @@ def joined_product(x: mx.array, layers: Sequence[nn.Module]) -> mx.array:
     return product(x, cast(mx.array, _joined(*(layer.weight for layer in layers))))
 
 
+def side_by_side(x: mx.array, layers: Sequence[nn.Module]) -> mx.array:
+    """The layers' outputs side by side, on every device; as one product where they `can_be_joined`.
+
+    Shapes:
+        as of `joined_product`.
+    """
+    if can_be_joined(x, *layers):
+        return joined_product(x, layers)
+    return mx.concatenate([layer(x) for layer in layers], axis=-1)
+
+
 @own_gradient
 def _joined(*weights: mx.array) -> mx.array:
     """``(O_i, D)`` each, to ``(O, D)``."""

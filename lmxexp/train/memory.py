@@ -119,6 +119,7 @@ class Ledger:
     def at_least(self, n_micro: int) -> int:
         """Bytes that there are without doubt, and without a trace: state, gradients, logits, what layers hand on."""
         model, optimizer, _ = self._args
+        # In mixed precision, half of the second is the weights as they are computed with.
         state = [2 * a.nbytes for a in by_path(model.parameters()).values()]
         state += [a.nbytes for a in by_path(optimizer.state).values()]
         tokens = self.settings.batch_size * self.settings.seq_len // n_micro

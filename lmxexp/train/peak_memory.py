@@ -156,7 +156,9 @@ def estimate(
     weights, in_optimizer = _nbytes(own[0]), _nbytes(own[1])
     in_layers = max(peak_with(layer, head=False) for layer in different.values()) if remat == "block" else 0
     in_layers = max(in_layers - weights - in_optimizer, 0)
-    gradients = sum(a.nbytes for a in trainable)
+    # One device's of a whole batch are in the type that they are computed in until they are used.
+    of_one = compute_dtype.size if compute_dtype is not None and n_micro == 1 and parts is None else None
+    gradients = sum(a.size * (of_one or a.itemsize) for a in trainable)
     # With parts, the sum of their gradients is kept beside the part's own, both in fp32; after them, the state before
     # the update and that after it are there together.
     sums = 0 if n_micro == 1 else sum(4 * a.size for a in trainable)

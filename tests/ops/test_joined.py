@@ -9,6 +9,7 @@ import lmxexp
 from lmxexp.build import build
 from lmxexp.interfaces import Batch
 from lmxexp.model import recompute
+from lmxexp.model.attention.delta import DeltaNet
 from lmxexp.model.attention.gqa import GroupedQueryAttention
 from lmxexp.model.build import build_model
 from lmxexp.model.ffn.glu import GatedLinearUnit
@@ -114,6 +115,7 @@ LAYERS = {
         lambda: GroupedQueryAttention(64, 4, 2, position=lambda **sizes: RoPE(**sizes, fraction=0.5)),
         set(),
     ),
+    "delta rule": (lambda: DeltaNet(64, 2), {"joined_3"}),
     "ffn": (lambda: GatedLinearUnit(64, 96), {"joined_2", "silu_halves", "silu_halves_gradient"}),
     "ffn of another activation": (lambda: GatedLinearUnit(64, 96, "gelu"), set()),
     "ffn of odd width": (lambda: GatedLinearUnit(64, 97), {"silu_gradient"}),

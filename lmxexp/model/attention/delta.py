@@ -10,6 +10,7 @@ from lmxexp.model.recurrent_cache import RecurrentCache
 from lmxexp.ops.chunks import reset_at_documents
 from lmxexp.ops.delta_rule import delta_rule_flops, gated_delta_rule
 from lmxexp.ops.exp import sigmoid, silu
+from lmxexp.ops.joined import side_by_side
 from lmxexp.ops.l2_norm import l2_norm
 
 
@@ -81,7 +82,7 @@ class DeltaNet(nn.Module):
     ) -> mx.array:
         B, L, _ = x.shape
         conv, state = (cache.get("conv"), cache.get("state")) if cache else (None, None)
-        qkv = mx.concatenate([self.q_proj(x), self.k_proj(x), self.v_proj(x)], axis=-1)
+        qkv = side_by_side(x, [self.q_proj, self.k_proj, self.v_proj])
         qkv, conv = self.conv1d(qkv, conv, segment_ids)
         q, k, v = silu(qkv).reshape(B, L, 3, self.n_heads, self.head_dim).transpose(2, 0, 3, 1, 4)
         beta = sigmoid(self.b_proj(x).astype(mx.float32)).transpose(0, 2, 1)
