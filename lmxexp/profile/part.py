@@ -56,7 +56,10 @@ class Part:
     def gradients(
         self, params: Any, x: mx.array, others: Arrays, cotangents: list[mx.array], dtype: mx.Dtype | None
     ) -> list[mx.array]:
-        """A forward and a backward pass: the gradients of all parameters and of all inputs that have one."""
+        """A forward and a backward pass: the outputs, and the gradients of all parameters and inputs that have one.
+
+        Without the outputs, what no gradient needs would not be computed, such as a last product, or all of a norm.
+        """
         used = params if dtype is None else cast(params, dtype)  # the step's gradients are of these as well
         leaves = by_path({"params": used, "x": x, "others": others})
         moving = [path for path, a in leaves.items() if mx.issubdtype(a.dtype, mx.floating)]
@@ -66,5 +69,5 @@ class Part:
             return self.outputs(tree.get("params", {}), tree["x"], tree.get("others", {}), None)
 
         with gradients_in_rows():
-            _, found = mx.vjp(of, [leaves[path] for path in moving], cotangents)
-        return found
+            outputs, found = mx.vjp(of, [leaves[path] for path in moving], cotangents)
+        return [*outputs, *found]

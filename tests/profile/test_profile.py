@@ -3,6 +3,7 @@
 import json
 
 import mlx.core as mx
+import mlx.nn as nn
 import pytest
 from matplotlib.image import imread
 
@@ -12,6 +13,7 @@ from lmxexp.interfaces import ConfigError
 from lmxexp.loss.cross_entropy import CrossEntropy
 from lmxexp.model.attention.gqa import GroupedQueryAttention
 from lmxexp.profile import capture, clock
+from lmxexp.profile.part import Part
 from lmxexp.train.settings import TrainSettings
 from tests.end_to_end.processes import assert_same_run, lmxexp, small
 from tests.pythonpath import PYTHONPATH
@@ -113,6 +115,17 @@ class Slow(GroupedQueryAttention):
         for _ in range(80):
             x = x + 1e-3 * mx.tanh(self.q_proj(x))
         return super().__call__(x, **kwargs)
+
+
+@pytest.mark.parametrize("dtype", [None, mx.bfloat16])
+def test_a_backward_pass_is_beside_a_whole_forward_pass(dtype, tmp_path):
+    """No gradient needs what a last product gives: left out, its time would be taken off the backward pass."""
+    layer, x = nn.Linear(6, 4, bias=False), mx.ones((5, 6))
+    part = Part("ffn", "", (0,), 1, layer, layer.trainable_parameters(), x, {}, lambda x, _: [layer(x)])
+    (y,) = part.outputs(part.params, x, {}, dtype)
+    mx.eval(y)  # or its own product would be counted
+    mx.export_to_dot(str(tmp_path / "graph.dot"), *part.gradients(part.params, x, {}, [y], dtype))
+    assert (tmp_path / "graph.dot").read_text().count('"Matmul"') == 3
 
 
 def test_a_slow_part_is_seen_in_its_row(go):
