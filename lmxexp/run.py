@@ -74,9 +74,11 @@ def run_steps(
         except OutOfMemoryError as error:
             if error.beyond is None:
                 raise
-            beyond, directory = error.beyond, str(error.run_dir)
-            print(f"{error}: the run goes on with less at a time", file=sys.stderr)
-            let_go(error)
+            beyond, directory, failed = error.beyond, str(error.run_dir), error
+        print(f"{failed}: the run goes on with less at a time", file=sys.stderr)
+        yield None
+        let_go(failed)
+        del failed
         cfg = copy.deepcopy(cfg)
         with open_dict(cfg):
             cfg.resume = directory

@@ -18,7 +18,7 @@ from lmxexp.population.say import say
 from lmxexp.population.settings import NotMappable
 from lmxexp.population.step import PopulationStep
 from lmxexp.train import checkpoint
-from lmxexp.train.drive import Stepped, Steps, alone
+from lmxexp.train.drive import Stepped, Steps, alone, begun_again
 from lmxexp.train.fitted import LARGEST
 from lmxexp.train.memory import Ledger, is_out_of_memory
 from lmxexp.train.random_state import STATE, get_random_state, set_random_state
@@ -42,14 +42,13 @@ class Member(Generic[T]):
     ended: bool = field(default=False, init=False)
 
     def begin(self) -> None:
-        self._resume(lambda: next(self.steps))
-        self.random_state = get_random_state()
+        self._resume(lambda: None)
 
     def send(self, stepped: Stepped) -> None:
         self._resume(lambda: self.steps.send(stepped))
 
     def throw(self, error: BaseException) -> None:
-        """Tell the run that its step failed; it leaves word of that."""
+        """Tell the run that its step failed; it leaves word of that, or begins again with a smaller one."""
         self._resume(lambda: self.steps.throw(error))
 
     def alone(self) -> None:
@@ -67,7 +66,12 @@ class Member(Generic[T]):
     def _resume(self, work: Any) -> None:
         self.output.resume()
         try:
-            self.trainer = work()
+            waits = work()
+            if waits is None:
+                self.trainer = None
+                waits = begun_again(self.steps)
+                self.random_state = get_random_state()
+            self.trainer = waits
         except StopIteration as end:
             self.result, self.trainer, self.ended = end.value, None, True
         except BaseException:
@@ -205,7 +209,11 @@ class Population:
 
     @property
     def is_over(self) -> bool:
-        return all(member.ended for member in self._members)
+        return not any(map(self._is_in, range(len(self))))
+
+    def _is_in(self, i: int) -> bool:
+        """Whether a member goes on here. One that begins again with smaller steps does not, but by itself later."""
+        return self._members[i].trainer is self._trainers[i]
 
     def step(self) -> tuple[dict[str, np.ndarray], float]:
         """The next step of all members: their scalars, ``(P,)`` by name, and its seconds. If it fails they stay as they
@@ -215,15 +223,14 @@ class Population:
             scalars = self._step(self._batches)
             mx.async_eval(scalars, self._step.state)
             following = [  # on the host, while the device computes
-                None if member.ended else trainer.batch(trainer.step + 1)
-                for member, trainer in zip(self._members, self._trainers, strict=True)
+                trainer.batch(trainer.step + 1) if self._is_in(i) else None for i, trainer in enumerate(self._trainers)
             ]
             mx.eval(scalars)
             device.wait()
         except BaseException:
             self._step.state = before
             raise
-        # Those that have ended need one of the others' shape, whatever is in it.
+        # Those that are out need one of the others' shape, whatever is in it.
         any_of_them = next(batch for batch in following if batch is not None)
         self._batches = [any_of_them if batch is None else batch for batch in following]
         found = {name: np.array(_plain(a)) for name, a in scalars.items()}
@@ -238,7 +245,7 @@ class Population:
         self._share()
         saved = []
         for i, (member, trainer) in enumerate(zip(self._members, self._trainers, strict=True)):
-            if member.ended:
+            if not self._is_in(i):
                 continue
             own: dict[str, Any] = {name: a[i] for name, a in scalars.items()}
             member.send(Stepped(own, seconds))
@@ -252,8 +259,8 @@ class Population:
     def fail(self, error: BaseException) -> None:
         """The step could not be computed: every member is told, and leaves word of that."""
         raised = None
-        for member in self._members:
-            if not member.ended:
+        for i, member in enumerate(self._members):
+            if self._is_in(i):
                 try:
                     member.throw(error)
                 except BaseException as e:

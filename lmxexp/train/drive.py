@@ -10,7 +10,7 @@ import time
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import mlx.core as mx
 
@@ -36,7 +36,9 @@ class Stepped:
     """Of these, for a batch: its own, or that of the next step, if that was begun."""
 
 
-Steps = Generator["Trainer", Stepped, T]
+Steps = Generator["Trainer | None", Stepped, T]
+"""It yields None where it begins again with smaller steps: who computes them lets go of the trainer that it had, and
+asks with ``next`` for that of the steps to come (`begun_again`)."""
 
 
 def alone(steps: Steps[T], trainer: Trainer | None = None) -> T:
@@ -47,21 +49,29 @@ def alone(steps: Steps[T], trainer: Trainer | None = None) -> T:
         trainer: what it has yielded already, where it waits for a step.
     """
     try:
-        if trainer is None:
-            trainer = next(steps)
-        compute = Alone(trainer)
+        compute = Alone(trainer or begun_again(steps))
         del trainer  # or its model would stay beside that of a run that begins again
         while True:
             try:
                 stepped = compute()
             except BaseException as error:
                 compute.forget()
-                # The run is told. It leaves word of how it ended, or begins again with smaller steps.
-                compute = Alone(steps.throw(error))
-                continue
-            steps.send(stepped)
+                waits = steps.throw(error)  # the run is told, and leaves word of how it ended unless it begins again
+            else:
+                waits = steps.send(stepped)
+            if waits is None:
+                compute.forget()
+                compute = Alone(begun_again(steps))
     except StopIteration as end:
         return end.value
+
+
+def begun_again(steps: Steps[Any]) -> Trainer:
+    """What a run that has begun, for the first time or once more, waits with for a step."""
+    trainer = next(steps)
+    while trainer is None:  # it did not come as far as a step
+        trainer = next(steps)
+    return trainer
 
 
 class Alone:
@@ -109,9 +119,10 @@ class Alone:
         return _UnderWay(scalars, begun)
 
     def forget(self) -> None:
-        """Let go of the run and its state."""
-        self._batches.close()
-        del self._trainer, self._step, self._batches, self._under_way
+        """Let go of the run and its state; it computes nothing any more."""
+        if vars(self):
+            self._batches.close()
+        vars(self).clear()
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +60,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def let_go(error: BaseException) -> None:
-    """Free the memory that the frames of an error keep, and what MLX keeps of it for later arrays."""
+    """Free the memory that the frames of an error keep, and what MLX keeps of it for later arrays.
+
+    Waits for what is being computed: a step that was begun ahead has arrays until it is through.
+    """
+    with suppress(RuntimeError):  # of what did not fit either
+        mx.synchronize()
     chained: BaseException | None = error
     while chained is not None:
         traceback.clear_frames(chained.__traceback__)

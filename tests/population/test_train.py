@@ -8,6 +8,7 @@ from lmxexp.population.step import PopulationStep
 from lmxexp.population.train import Member, align, together
 from lmxexp.run import run_steps
 from lmxexp.train import memory
+from lmxexp.train.trainer import Trainer
 from tests.end_to_end.processes import small
 from tests.population.close import assert_run_as_alone
 
@@ -30,14 +31,23 @@ def text(tmp_path_factory):
 
 
 @pytest.fixture
-def waiting(text, tmp_path):
-    """Members at their first step, in directories of their own."""
-    members = []
-    for i, own in enumerate(OWN):
-        steps = run_steps(lmxexp.compose(small(text, *SHORT, own)), tmp_path / str(i))
-        members.append(Member(steps, Nowhere()))
-        members[-1].begin()
-    return members
+def wait(text, tmp_path):
+    """Makes members at their first step, in directories of their own."""
+
+    def wait(*overrides):
+        members = []
+        for i, own in enumerate(OWN):
+            steps = run_steps(lmxexp.compose(small(text, *SHORT, own, *overrides)), tmp_path / str(i))
+            members.append(Member(steps, Nowhere()))
+            members[-1].begin()
+        return members
+
+    return wait
+
+
+@pytest.fixture
+def waiting(wait):
+    return wait()
 
 
 @pytest.fixture
@@ -124,6 +134,40 @@ def test_no_more_logits_than_mlx_can_index(waiting, monkeypatch):
     assert train._size_within(1e6, trainer) == (2**31 - 1) // of_one
     monkeypatch.setattr(train, "LARGEST", of_one - 1)
     assert train._size_within(1e6, trainer) == 1
+
+
+@pytest.mark.parametrize("end", [2, 6])
+def test_one_that_begins_again_goes_on_by_itself(wait, calls, text, tmp_path, monkeypatch, end):
+    """After a step that took too much: before its first checkpoint, and after it."""
+    after_step = Trainer._after_step
+
+    def limited(trainer, scalars):
+        after_step(trainer, scalars)
+        if (trainer.step, trainer.settings.parts, trainer.run_dir.name) == (end, 1, "1"):
+            raise memory.MemoryLimitError("peak memory 2 GB is above the limit of 1 GB")
+
+    monkeypatch.setattr(Trainer, "_after_step", limited)
+    sizes, _ = calls
+    members = wait("train.n_micro=auto", "train.checkpoint_every=4")
+    assert together(members) is None
+    assert [m.result.status if m.ended else "waits" for m in members] == ["ok", "waits", "ok", "ok"]
+    assert sizes == [4] * 8
+    members[1].alone()
+    assert members[1].result.status == "ok"
+    monkeypatch.undo()
+    for i, own in enumerate(OWN):
+        whole = ["train.n_micro=1", "train.checkpoint_every=4", own]
+        parts = ["train.n_micro=2", *whole[1:]]
+        directory = tmp_path / f"alone_{i}"
+        if i == 1 and end == 6:  # four steps of the whole, and from there in two parts
+            cfg = lmxexp.compose(small(text, *SHORT, *whole))
+            lmxexp.run(cfg, directory, until=4)
+            cfg = lmxexp.compose(small(text, *SHORT, *parts))
+            cfg.resume = str(directory)
+            lmxexp.run(cfg)
+        else:
+            lmxexp.run(lmxexp.compose(small(text, *SHORT, *(parts if i == 1 else whole))), directory)
+        assert_run_as_alone(directory, tmp_path / str(i))
 
 
 def test_an_error_at_the_first_step_leaves_them_waiting(waiting, calls, as_alone):

@@ -337,6 +337,34 @@ def test_it_goes_on_in_smaller_parts(too_large, capsys):
         assert mx.array_equal(weights_of("auto")[path], want).item(), path
 
 
+@pytest.mark.parametrize("end", [1, 5])
+def test_it_goes_on_after_a_step_that_was_computed(too_large, monkeypatch, end):
+    """And turned out to have taken too much: the steps that follow are those of the run that goes on."""
+    after_step = Trainer._after_step
+
+    def limited(trainer, scalars):
+        after_step(trainer, scalars)
+        if trainer.step == end and trainer.settings.parts < 4:
+            raise MemoryLimitError("peak memory 2 GB is above the limit of 1 GB")
+
+    too_large.most = 8
+    monkeypatch.setattr(Trainer, "_after_step", limited)
+    result = trained("auto", "train.n_micro=auto")
+    assert (result.status, result.summary["step"]) == ("ok", 8)
+    assert sorted(set(too_large.rows), reverse=True) == [8, 4, 2]
+    assert too_large.rows[-4:] == [2] * 4
+    if end == 1:
+        trained("four", "train.n_micro=4")
+        for path, want in weights_of("four").items():
+            assert mx.array_equal(weights_of("auto")[path], want).item(), path
+        lines = [
+            [json.loads(line) for line in (Path(name) / "metrics.jsonl").read_text().splitlines()]
+            for name in ("auto", "four")
+        ]
+        losses = [[(line["step"], line["train/loss"]) for line in of if "train/loss" in line] for of in lines]
+        assert losses[0] == losses[1]
+
+
 def test_it_goes_on_from_the_newest_checkpoint(too_large):
     """The sixth step does not fit."""
     too_large.after, too_large.most = 5, 4
