@@ -92,9 +92,9 @@ def together(members: Sequence[Member[Any]], memory_gb: float | None = None) -> 
         None, or why no step could be made for all of them: then none was made, and they wait as before.
     """
     trainers = [_trainer(member) for member in members]
-    size = _size_within(memory_gb, trainers[0]) if memory_gb is not None else len(members)
+    size, why = _size_within(memory_gb, trainers[0]) if memory_gb is not None else (len(members), "")
     if size < len(members):
-        say(f"{len(members)} points in steps of {size}, for {memory_gb:.1f} GB of memory")
+        say(f"{len(members)} points in steps of {size}, {why}")
     for start in range(0, len(members), size):
         part = slice(start, start + size)
         try:
@@ -147,18 +147,21 @@ def _train(population: Population) -> None:
         population.hand_out(*stepped)
 
 
-def _size_within(memory_gb: float, trainer: Trainer) -> int:
-    """Members whose steps are estimated to fit; one at least."""
+def _size_within(memory_gb: float, trainer: Trainer) -> tuple[int, str]:
+    """Members whose steps are estimated to fit, one at least; and why no more."""
     document_mask = getattr(trainer.source, "document_mask", False)
     of_step = (trainer.model, trainer.optimizer, trainer.loss, trainer.settings, trainer.compute_dtype)
     ledger = Ledger(*of_step, document_mask)
     try:
         step = ledger.of(trainer.settings.parts, "none")  # see `LanguageModel.hidden`
     except ValueError:  # what MLX cannot trace is left to be found out
-        return sys.maxsize
+        return sys.maxsize, ""
     # Beside the step: the state before it, kept for when it fails, and in the first one the members' own arrays.
     fitting = int(memory_gb * device.GB / (step.peak + 2 * (step.weights + step.optimizer)))
-    return max(1, min(fitting, LARGEST // ledger.n_logits(trainer.settings.parts)))  # the members' logits are one array
+    of_logits = LARGEST // ledger.n_logits(trainer.settings.parts)
+    if of_logits < fitting:
+        return max(1, of_logits), f"as their logits are one array, of at most {LARGEST:,} numbers"
+    return max(1, fitting), f"for {memory_gb:.3g} GB of memory"
 
 
 class Population:

@@ -123,7 +123,7 @@ def test_as_many_as_fit_by_the_estimate(waiting, calls, as_alone, capsys, monkey
 
 
 def test_too_little_memory_for_one_is_one(waiting):
-    assert train._size_within(1e-9, waiting[0].trainer) == 1
+    assert train._size_within(1e-9, waiting[0].trainer) == (1, "for 1e-09 GB of memory")
 
 
 def test_no_more_logits_than_mlx_can_index(waiting, monkeypatch):
@@ -131,9 +131,10 @@ def test_no_more_logits_than_mlx_can_index(waiting, monkeypatch):
     trainer = waiting[0].trainer
     settings = trainer.settings
     of_one = settings.batch_size // settings.parts * settings.seq_len * trainer.model.vocab_size
-    assert train._size_within(1e6, trainer) == (2**31 - 1) // of_one
+    why = "as their logits are one array, of at most 2,147,483,647 numbers"
+    assert train._size_within(1e6, trainer) == ((2**31 - 1) // of_one, why)
     monkeypatch.setattr(train, "LARGEST", of_one - 1)
-    assert train._size_within(1e6, trainer) == 1
+    assert train._size_within(1e6, trainer)[0] == 1
 
 
 @pytest.mark.parametrize("end", [2, 6])
