@@ -24,6 +24,9 @@ _STILL_TO_COME = 2 * 10**8
 _put_aside = 0
 """Bytes of the peak before the last `own_peak`, since the last reset."""
 
+_mlx_limit: int | None = None
+"""MLX's own limit in bytes, before there was another."""
+
 
 def is_gpu() -> bool:
     """Whether MLX's default device is a GPU."""
@@ -93,6 +96,19 @@ def wait() -> None:
     """
     if backend() == "metal":
         mx.synchronize()
+
+
+def limit_memory(gb: float | None) -> None:
+    """Let MLX wait for what it has under way before its arrays take more; None: where MLX does by itself.
+
+    MLX makes the arrays of operations ahead of their computation. Beyond the limit it makes none until what was begun
+    is through, which takes time and no more memory than there has to be. Nothing is refused, and MLX's own limit never
+    raised.
+    """
+    global _mlx_limit
+    if _mlx_limit is None:
+        _mlx_limit = mx.set_memory_limit(0)
+    mx.set_memory_limit(_mlx_limit if gb is None else min(int(gb * GB), _mlx_limit))
 
 
 def clear_cache() -> None:

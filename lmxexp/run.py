@@ -37,7 +37,7 @@ from lmxexp.record import environment_record
 from lmxexp.run_state import RunResult, begun_before, check_same_data, result_of
 from lmxexp.train import precision
 from lmxexp.train.drive import Steps, alone
-from lmxexp.train.fitted import Way, fitted
+from lmxexp.train.fitted import Way, ahead_gb, fitted
 from lmxexp.train.memory import Ledger, OutOfMemoryError, is_out_of_memory, let_go, out_of_memory
 from lmxexp.train.trainer import DivergedError, Trainer
 
@@ -52,7 +52,10 @@ def run(cfg: DictConfig | None, run_dir: str | Path | None = None, *, until: int
     with together() as world:
         cfg, run_dir, until = told(world, (cfg, run_dir, until))
         assert cfg is not None
-        return alone(run_steps(cfg, run_dir, until=until, world=world))
+        try:
+            return alone(run_steps(cfg, run_dir, until=until, world=world))
+        finally:
+            device.limit_memory(None)
 
 
 def run_steps(
@@ -166,6 +169,7 @@ def steps_in_parts(
         "state_elements": model.state_size(settings.seq_len),
     }
     devices = parallel.devices(world, settings, model, optimizer, compute_dtype)
+    device.limit_memory(ahead_gb(settings))
     _start_clean(cfg.seed)  # of the measurement's memory, and of what random numbers the design's constructors drew
 
     run_id = saved.state["run_id"] if saved else before.get("run_id", uuid.uuid4().hex[:12])

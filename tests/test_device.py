@@ -136,3 +136,22 @@ def test_metal_alone_is_waited_for(monkeypatch, metal):
     monkeypatch.setattr(mx, "synchronize", lambda: waits.append(True))
     device.wait()
     assert bool(waits) == metal
+
+
+def test_a_limit_that_mlx_waits_at_is_taken_back_and_never_above_its_own():
+    own = mx.set_memory_limit(0)
+    mx.set_memory_limit(own)
+
+    def limit():
+        now = mx.set_memory_limit(0)
+        mx.set_memory_limit(now)
+        return now
+
+    device.limit_memory(0.25)
+    assert limit() == 250_000_000
+    device.limit_memory(0.5)
+    assert limit() == 500_000_000
+    device.limit_memory(1e9)
+    assert limit() == own
+    device.limit_memory(None)
+    assert limit() == own

@@ -117,6 +117,16 @@ def first_fitting(group: Sequence[Way], fits: Callable[[Way], bool]) -> Way | No
     return group[i] if i < len(group) else None
 
 
+def ahead_gb(settings: TrainSettings) -> float | None:
+    """Up to what MLX makes arrays ahead of their computation on a CPU (`lmxexp.device.limit_memory`): what an estimate
+    may take. None on a GPU, where MLX would also give up what it keeps for later arrays, and each time wait for that.
+    """
+    if device.is_gpu():
+        return None
+    limit_gb = settings.memory_limit_gb or device.memory_to_fit_gb()
+    return None if limit_gb is None else SPARE * limit_gb
+
+
 def _warn_if_too_large(way: Way, ledger: Ledger, limit_gb: float | None) -> None:
     """On a CPU, where no error comes when memory runs out: MLX goes on without it, and the process is gone."""
     if device.is_gpu() or limit_gb is None or ledger.at_least(way.n_micro) < limit_gb * device.GB / 32:

@@ -24,7 +24,7 @@ from lmxexp.train.in_parts import InParts, StandIn
 from lmxexp.train.random_state import get_random_state, set_random_state
 from lmxexp.train.step import TrainStep
 
-FACTOR = 1.2
+FACTOR = 1.25
 """What MLX takes beyond the arrays that are alive at one time: it allocates ahead of what is being computed, copies
 operands into the order that a kernel wants, and evaluates in an order of its own."""
 
@@ -33,7 +33,7 @@ UNDER_WAY, UNDER_WAY_FACTOR = 1.4e9, 1.2
 computes, and an array is free when the whole graph is through that it was last used in. Fitted to 36 steps on an H200,
 see ``benchmarks/results/2026-11-29-memory-h200.md``."""
 
-FACTOR_OF_LAYERS = 1.7
+FACTOR_OF_LAYERS = 1.9
 """The same of layers that are computed once more: the next one is begun while the last is not yet through."""
 
 # They give another shape to an array that is there already.

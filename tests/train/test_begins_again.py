@@ -141,6 +141,13 @@ def test_it_goes_on_after_a_step_that_was_computed(too_large, took_too_much):
     assert losses("auto") == losses("four")
 
 
+def test_a_run_tells_mlx_its_limit_and_takes_it_back(monkeypatch):
+    limits = []
+    monkeypatch.setattr(device, "limit_memory", limits.append)
+    trained("one", "train.memory_limit_gb=0.5", "train.steps=1")
+    assert limits == ([None, None] if device.is_gpu() else [pytest.approx(0.45), None])
+
+
 def test_after_a_later_one_it_goes_on_from_the_newest_checkpoint(too_large, took_too_much):
     took_too_much(5)
     result = trained("auto", "train.n_micro=auto")

@@ -248,3 +248,36 @@ def test_parts_take_less_than_the_whole():
             return device.peak_memory_gb()
 
     assert peak(2) < 0.7 * peak(1)
+
+
+@pytest.mark.skipif(device.is_gpu(), reason="a GPU's limit is left to MLX")
+def test_at_the_limit_arrays_are_no_longer_made_ahead():
+    """The same steps take less: whole batches do, in which most arrays are alive at a time anyway."""
+
+    def steps(limit_gb):
+        cfg = lmxexp.compose(["size=tiny", "model.n_layers=2", "train.batch_size=16", "train.seq_len=128"])
+        mx.random.seed(0)
+        model = build_model(cfg, vocab_size=256)
+        model.train()
+        model.remat = "block"
+        optimizer = optimizer_of(cfg)
+        optimizer.init(model.trainable_parameters())
+        step = TrainStep(model, optimizer, build(cfg.loss))
+        ids = np.random.default_rng(0).integers(0, 256, (16, 129)).astype(np.int32)
+        peaks, losses = [], []
+        device.limit_memory(limit_gb)
+        try:
+            for _ in range(5):
+                with device.own_peak():
+                    scalars = step(Batch(ids[:, :-1], ids[:, 1:]))
+                    mx.eval(scalars, step.state)
+                    peaks.append(device.peak_memory_gb())
+                losses.append(scalars["train/loss"].item())
+        finally:
+            device.limit_memory(None)
+        return peaks[1:], losses
+
+    ahead, losses = steps(None)
+    at_the_limit, same = steps(0.7 * max(ahead))
+    assert min(at_the_limit) < 0.85 * max(ahead)
+    assert same == losses
