@@ -107,6 +107,8 @@ def limit_memory(gb: float | None) -> None:
     """
     global _mlx_limit
     if _mlx_limit is None:
+        if gb is None:
+            return
         _mlx_limit = mx.set_memory_limit(0)
     mx.set_memory_limit(_mlx_limit if gb is None else min(int(gb * GB), _mlx_limit))
 
