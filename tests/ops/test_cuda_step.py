@@ -1,5 +1,7 @@
 """A whole step with all kernels of ours beside one without; without a CUDA device the host computes them."""
 
+from pathlib import Path
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -8,9 +10,10 @@ import lmxexp
 from lmxexp.build import build
 from lmxexp.interfaces import Batch
 from lmxexp.model.build import build_model
+from lmxexp.ops.trees import by_path
 from lmxexp.optim.build import optimizer_of
 from lmxexp.train import precision
-from lmxexp.train.step import TrainStep
+from lmxexp.train.step import TrainStep, to_arrays
 from tests.ops.cuda_on_host import HAS_DEVICE, needs_kernels
 
 SMALL = ["model.d_model=256", "model.n_heads=4", "model.n_layers=1", "model.d_ff=64", "train.seq_len=32"]
@@ -63,3 +66,35 @@ def test_the_scalars_are_those_of_the_twins(kernels, monkeypatch, overrides, cho
     monkeypatch.setenv("LMXEXP_CUDA_KERNELS", "0")
     for a, b in zip(ours, steps(overrides, chosen), strict=True):
         assert a == pytest.approx(b, rel=tolerance)
+
+
+CONF = Path(__file__).parents[2] / "conf"
+KINDS = [f"attention={file.stem}" for file in sorted((CONF / "model/attention").glob("*.yaml"))]
+KINDS += ["model=gpt", "ffn=moe", "qk_norm=rmsnorm", "value_residual=learned", "block=parallel", "position=alibi"]
+
+
+@needs_kernels
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_of_every_kind_are_those_of_the_twins(kernels, monkeypatch, kind):
+    sizes = ["model.d_model=128", "model.n_heads=4", "model.n_kv_heads=2", "model.n_layers=2", "model.d_ff=64"]
+    cfg = lmxexp.compose([*sizes, "train.seq_len=16", kind])
+    mx.random.seed(0)
+    model = build_model(cfg, vocab_size=101)
+    model.train()
+    optimizer = optimizer_of(cfg)
+    optimizer.init(model.trainable_parameters())
+    step = TrainStep(model, optimizer, build(cfg.loss), compile=False)
+    ids = np.random.default_rng(1).integers(0, 101, (2, 17)).astype(np.int32)
+    batch = to_arrays(Batch(ids[:, :-1], ids[:, 1:]))
+
+    def loss_and_gradients():
+        _, gradient, loss, _ = step._gradient(batch)
+        return {"loss": loss, **by_path(gradient)}
+
+    ours = loss_and_gradients()
+    mx.eval(ours)
+    assert kernels is None or kernels
+    monkeypatch.setenv("LMXEXP_CUDA_KERNELS", "0")
+    for name, want in loss_and_gradients().items():
+        # Of a key's bias it is nothing but rounding: the scores of a query all change alike.
+        assert mx.abs(ours[name] - want).max() < 5e-5 * max(mx.abs(want).max().item(), 1e-3), name
