@@ -145,7 +145,7 @@ def _gradient_step(trainer: Trainer) -> Callable[[dict[str, mx.array]], None]:
     def gradient(arrays: dict[str, mx.array]) -> Any:
         params = model.trainable_parameters()
         with gradients_in_rows():
-            result = value_and_grad(params if dtype is None else cast(params, dtype), arrays)
+            result = value_and_grad(cast(params, dtype), arrays)
         model.update(params)  # the trace left its casts there
         return result
 

@@ -51,19 +51,13 @@ def _gated(name: str) -> own_gradient:
     return whole
 
 
-def gated_halves(name: str, both: mx.array) -> mx.array:
-    """`gated` of gate and up side by side. On CUDA alone, for what `takes_halves`.
+def silu_gated_halves(both: mx.array) -> mx.array:
+    """``gated("silu", gate, up)`` of gate and up side by side. On CUDA alone.
 
     Shapes:
         ``(..., 2 F)`` to ``(..., F)``.
     """
-    assert name == "silu"
     return cast(mx.array, _silu_halves(both))
-
-
-def takes_halves(name: str) -> bool:
-    """Whether there is a kernel for the activation."""
-    return name == "silu"
 
 
 @own_gradient

@@ -3,7 +3,7 @@
 There a product of a few hundred columns costs as much as one of twice as many, and the gradients of an input that
 several layers share are each written, read and added up. What takes the joined product has to take it as it lies:
 splitting it would cost what is saved. So each use has a kernel of its own, `lmxexp.ops.rope.turned_heads` and
-`lmxexp.ops.gated.gated_halves`.
+`lmxexp.ops.gated.silu_gated_halves`.
 """
 
 from collections.abc import Sequence

@@ -64,7 +64,7 @@ class Adam(FullPrecision):
 
     def _rate_and_correction(self) -> mx.array:
         # Both in one kernel: each takes seconds to compile on a new machine, and is a launch in every step.
-        logs: Any = [_log(beta) for beta in self.betas]
+        logs: Any = [log_of(beta) for beta in self.betas]
         of_members = not all(isinstance(log, float) for log in logs)
         logs = mx.stack([mx.array(log) for log in logs]) if of_members else mx.array(logs)
         roots = mx.rsqrt(-mx.expm1(logs * self.step.astype(mx.float32)))
@@ -72,10 +72,11 @@ class Adam(FullPrecision):
 
     def _weight_so_far(self, beta: Any) -> mx.array:
         """``1 - beta**step``, exact to fp32 where beta is close to 1."""
-        return -mx.expm1(self.step.astype(mx.float32) * _log(beta))
+        return -mx.expm1(self.step.astype(mx.float32) * log_of(beta))
 
 
-def _log(beta: Any) -> Any:
+def log_of(beta: Any) -> Any:
+    """The logarithm of a number in [0, 1), rounded from double precision; or each member's own."""
     if isinstance(beta, int | float):
         return math.log(beta) if beta else -math.inf
     return beta.log()  # of the members of a population, see `lmxexp.population`

@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 
 from lmxexp.interfaces import ConfigError, Schedule
+from lmxexp.optim.adam import log_of
 from lmxexp.optim.adamw import AdamW
 from lmxexp.optim.checks import check_fraction
 from lmxexp.optim.full_precision import zeros
@@ -84,17 +85,11 @@ class AdEMAMix(AdamW):
         return self.once_a_step("new_in_slow_mean", lambda: -mx.expm1(self._log_beta3_now(self.beta3_steps)))
 
     def _log_beta3_now(self, steps: Any) -> mx.array:
-        risen, last = self._risen(steps), _log(self.beta3)
-        return mx.minimum(1 / ((1 - risen) / _log(self.betas[0]) + risen / last), last)
+        risen, last = self._risen(steps), log_of(self.beta3)
+        return mx.minimum(1 / ((1 - risen) / log_of(self.betas[0]) + risen / last), last)
 
     def _risen(self, steps: Any) -> mx.array:
         return mx.minimum(self.step.astype(mx.float32) / steps, 1.0)
-
-
-def _log(beta: Any) -> Any:
-    if isinstance(beta, int | float):
-        return math.log(beta) if beta else -math.inf
-    return beta.log()  # of the members of a population, see `lmxexp.population`
 
 
 def _check_steps(name: str, value: int | None) -> int | None:

@@ -207,8 +207,7 @@ class PopulationStep:
         """All members' gradients, of the parameters as they are computed with, losses, what the loss returns beside
         itself, and random keys."""
         trainable, others = self._parted(state["parameters"])
-        if self.compute_dtype is not None:
-            trainable = cast(trainable, self.compute_dtype)
+        trainable = cast(trainable, self.compute_dtype)
 
         def total(trainable: Arrays) -> tuple[mx.array, Any]:
             with mapped():

@@ -46,7 +46,7 @@ class Part:
     def outputs(self, params: Any, x: mx.array, others: Arrays, dtype: mx.Dtype | None) -> list[mx.array]:
         """A forward pass, with parameters cast to ``dtype`` as the training step casts them."""
         own = self.module.parameters()
-        self.module.update(params if dtype is None else cast(params, dtype))
+        self.module.update(cast(params, dtype))
         try:
             with gradients_in_rows():
                 return self.call(x, others)
@@ -60,7 +60,7 @@ class Part:
 
         Without the outputs, what no gradient needs would not be computed, such as a last product, or all of a norm.
         """
-        used = params if dtype is None else cast(params, dtype)  # the step's gradients are of these as well
+        used = cast(params, dtype)  # the step's gradients are of these as well
         leaves = by_path({"params": used, "x": x, "others": others})
         moving = [path for path, a in leaves.items() if mx.issubdtype(a.dtype, mx.floating)]
 

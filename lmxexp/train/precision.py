@@ -24,6 +24,8 @@ def compute_dtype(precision: str) -> mx.Dtype | None:
     return DTYPES[precision] if precision == "mixed" else None
 
 
-def cast(tree: Any, dtype: mx.Dtype) -> Any:
-    """The tree with its floating-point leaves in ``dtype``."""
+def cast(tree: Any, dtype: mx.Dtype | None) -> Any:
+    """The tree with its floating-point leaves in ``dtype``; None: as they are, see `compute_dtype`."""
+    if dtype is None:
+        return tree
     return tree_map(lambda a: a.astype(dtype) if mx.issubdtype(a.dtype, mx.floating) else a, tree)

@@ -121,7 +121,7 @@ class TrainStep:
         return curvature.drawn_loss(self.model, Batch(**arrays))
 
     def _put(self, params: Any) -> None:
-        self.model.update(params if self.compute_dtype is None else cast(params, self.compute_dtype))
+        self.model.update(cast(params, self.compute_dtype))
 
     def _gradient(self, arrays: Arrays, across: bool = False) -> tuple[Any, Any, mx.array, Aux]:
         """Of the parameters as they are computed with; several devices' is of their own.
@@ -130,7 +130,7 @@ class TrainStep:
             across: over the rows of all devices.
         """
         params = self.model.trainable_parameters()
-        used = params if self.compute_dtype is None or self.devices is not None else cast(params, self.compute_dtype)
+        used = cast(params, self.compute_dtype) if self.devices is None else params
         # Around the gradient as well: with train.remat it computes layers, and draws what they drop, once more.
         with gradients_in_rows(), nullcontext() if self.devices is None else self.devices.draws():
             (loss, aux), gradient = self._value_and_grad(used, arrays, across)

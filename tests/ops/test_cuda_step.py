@@ -6,15 +6,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-import lmxexp
-from lmxexp.build import build
 from lmxexp.interfaces import Batch
-from lmxexp.model.build import build_model
 from lmxexp.ops.trees import by_path
-from lmxexp.optim.build import optimizer_of
 from lmxexp.train import precision
-from lmxexp.train.step import TrainStep, to_arrays
+from lmxexp.train.step import to_arrays
 from tests.ops.cuda_on_host import HAS_DEVICE, needs_kernels
+from tests.train.composed import composed_step
 
 SMALL = ["model.d_model=256", "model.n_heads=4", "model.n_layers=1", "model.d_ff=64", "train.seq_len=32"]
 OURS = {
@@ -33,14 +30,8 @@ OURS = {
 
 def steps(overrides: list[str], chosen: str) -> list[dict[str, float]]:
     """The scalars of two steps."""
-    cfg = lmxexp.compose([*SMALL, *overrides])
-    mx.random.seed(0)
-    model = build_model(cfg, vocab_size=101)
-    optimizer = optimizer_of(cfg)
-    optimizer.init(model.trainable_parameters())
-    step = TrainStep(
-        model, optimizer, build(cfg.loss), compute_dtype=precision.compute_dtype(chosen), n_micro=2, compile=False
-    )
+    dtype = precision.compute_dtype(chosen)
+    step = composed_step(*SMALL, *overrides, vocab_size=101, compute_dtype=dtype, n_micro=2, compile=False)
     rng = np.random.default_rng(0)
     found = []
     for _ in range(2):
@@ -77,13 +68,7 @@ KINDS += ["model=gpt", "ffn=moe", "qk_norm=rmsnorm", "value_residual=learned", "
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_of_every_kind_are_those_of_the_twins(kernels, monkeypatch, kind):
     sizes = ["model.d_model=128", "model.n_heads=4", "model.n_kv_heads=2", "model.n_layers=2", "model.d_ff=64"]
-    cfg = lmxexp.compose([*sizes, "train.seq_len=16", kind])
-    mx.random.seed(0)
-    model = build_model(cfg, vocab_size=101)
-    model.train()
-    optimizer = optimizer_of(cfg)
-    optimizer.init(model.trainable_parameters())
-    step = TrainStep(model, optimizer, build(cfg.loss), compile=False)
+    step = composed_step(*sizes, "train.seq_len=16", kind, vocab_size=101, compile=False)
     ids = np.random.default_rng(1).integers(0, 101, (2, 17)).astype(np.int32)
     batch = to_arrays(Batch(ids[:, :-1], ids[:, 1:]))
 

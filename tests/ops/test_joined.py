@@ -5,23 +5,20 @@ import mlx.nn as nn
 import pytest
 from mlx.utils import tree_flatten
 
-import lmxexp
-from lmxexp.build import build
 from lmxexp.interfaces import Batch
 from lmxexp.model import recompute
 from lmxexp.model.attention.delta import DeltaNet
 from lmxexp.model.attention.gqa import GroupedQueryAttention
-from lmxexp.model.build import build_model
 from lmxexp.model.ffn.glu import GatedLinearUnit
 from lmxexp.model.position.rope import RoPE
 from lmxexp.ops import cuda, fused
-from lmxexp.ops.gated import gated, gated_halves
+from lmxexp.ops.gated import gated, silu_gated_halves
 from lmxexp.ops.joined import can_be_joined, joined_product
 from lmxexp.ops.linear import gradients_in_rows
 from lmxexp.ops.rope import rope, turned_heads
-from lmxexp.optim.build import optimizer_of
-from lmxexp.train.step import TrainStep, to_arrays
+from lmxexp.train.step import to_arrays
 from tests.ops.cuda_on_host import needs_kernels
+from tests.train.composed import composed_step
 
 DTYPES = [(mx.float32, 1e-5), (mx.bfloat16, 2**-6)]
 
@@ -96,7 +93,7 @@ def test_heads_are_turned_and_parted(kernels, n_heads, n_kv_heads, head_dim, dty
 @pytest.mark.parametrize("shape", [(3, 5, 16), (1, 8), (7, 264)])
 def test_halves_are_gated(kernels, shape, dtype, tolerance):
     both = random(*shape[:-1], 2 * shape[-1], dtype=dtype)
-    got = values_and_gradients(lambda both: [gated_halves("silu", both)], [both])
+    got = values_and_gradients(lambda both: [silu_gated_halves(both)], [both])
     expected = values_and_gradients(lambda both: [gated("silu", *mx.split(both, 2, axis=-1))], [both])
     for a, b in zip(got, expected, strict=True):
         close(a, b, tolerance)
@@ -177,14 +174,8 @@ def test_without_kernels_nothing_is_joined():
 def test_what_is_computed_once_more(kernels, monkeypatch, remat):
     """The gradient of a small model, joined or not, whatever is kept for it."""
     small = ["model.d_model=128", "model.n_heads=2", "model.n_layers=2", "model.d_ff=64"]
-    cfg = lmxexp.compose(small)
-    mx.random.seed(0)
-    model = build_model(cfg, vocab_size=101)
-    model.remat = remat
+    step = composed_step(*small, vocab_size=101, remat=remat, compile=False)
     ids = mx.random.randint(0, 101, (2, 17), key=mx.random.key(1))
-    optimizer = optimizer_of(cfg)
-    optimizer.init(model.trainable_parameters())
-    step = TrainStep(model, optimizer, build(cfg.loss), compile=False)
 
     def gradient():
         _, gradient, loss, _ = step._gradient(to_arrays(Batch(ids[:, :-1], ids[:, 1:])))

@@ -17,7 +17,7 @@ from lmxexp.optim.build import optimizer_of
 from lmxexp.train.fitted import ENOUGH_TOKENS, SPARE, Way, first_fitting, fitted, ways
 from lmxexp.train.memory import Ledger, MemoryLimitError, is_out_of_memory
 from lmxexp.train.peak_memory import UNDER_WAY_FACTOR, estimate
-from lmxexp.train.step import TrainStep
+from tests.train.composed import composed_step
 from tests.train.small_text import AUTO, SMALL
 
 
@@ -235,12 +235,7 @@ def test_parts_take_less_than_the_whole():
     """Of many logits: what a part takes beside its own arrays must not be more than what the parts save."""
 
     def peak(n_micro):
-        cfg = lmxexp.compose([*SMALL, "train.seq_len=128", "train.batch_size=16"])
-        model = build_model(cfg, vocab_size=4096)
-        model.train()
-        optimizer = optimizer_of(cfg)
-        optimizer.init(model.trainable_parameters())
-        step = TrainStep(model, optimizer, build(cfg.loss), n_micro=n_micro)
+        step = composed_step(*SMALL, "train.seq_len=128", "train.batch_size=16", vocab_size=4096, n_micro=n_micro)
         ids = np.random.default_rng(0).integers(0, 4096, (16, 129)).astype(np.int32)
         with device.own_peak():
             for _ in range(2):
@@ -255,14 +250,7 @@ def test_at_the_limit_arrays_are_no_longer_made_ahead():
     """The same steps take less: whole batches do, in which most arrays are alive at a time anyway."""
 
     def steps(limit_gb):
-        cfg = lmxexp.compose(["size=tiny", "model.n_layers=2", "train.batch_size=16", "train.seq_len=128"])
-        mx.random.seed(0)
-        model = build_model(cfg, vocab_size=256)
-        model.train()
-        model.remat = "block"
-        optimizer = optimizer_of(cfg)
-        optimizer.init(model.trainable_parameters())
-        step = TrainStep(model, optimizer, build(cfg.loss))
+        step = composed_step("size=tiny", "model.n_layers=2", vocab_size=256, remat="block")
         ids = np.random.default_rng(0).integers(0, 256, (16, 129)).astype(np.int32)
         peaks, losses = [], []
         device.limit_memory(limit_gb)

@@ -17,7 +17,7 @@ from lmxexp.optim.build import optimizer_of
 from lmxexp.population.step import PopulationStep
 from lmxexp.train.peak_memory import estimate
 from lmxexp.train.random_state import get_random_state
-from lmxexp.train.step import TrainStep
+from tests.train.composed import composed_step
 
 V = 61
 SMALL = (
@@ -31,14 +31,7 @@ SMALL = (
 
 
 def step_of(remat, *overrides, compile=True, n_micro=1):
-    cfg = lmxexp.compose([*SMALL, *overrides])
-    mx.random.seed(3)
-    model = build_model(cfg, vocab_size=V)
-    model.remat = remat
-    optimizer = optimizer_of(cfg)
-    optimizer.init(model.trainable_parameters())
-    model.train()
-    return TrainStep(model, optimizer, build(cfg.loss), compile=compile, n_micro=n_micro)
+    return composed_step(*SMALL, *overrides, vocab_size=V, seed=3, remat=remat, compile=compile, n_micro=n_micro)
 
 
 def batches(n, batch_size=4, seq_len=32, segments=False):

@@ -9,7 +9,7 @@ from lmxexp.interfaces import Aux
 from lmxexp.model.recompute import cheap
 from lmxexp.ops.activation import Activation
 from lmxexp.ops.activation import activation as activation_by_name
-from lmxexp.ops.gated import gated, gated_halves, takes_halves
+from lmxexp.ops.gated import gated, silu_gated_halves
 from lmxexp.ops.joined import can_be_joined, joined_product
 
 
@@ -48,8 +48,8 @@ class GatedLinearUnit(nn.Module):
 
     def __call__(self, x: mx.array) -> tuple[mx.array, Aux]:
         layers = self.gate_proj, self.up_proj
-        if takes_halves(self.activation_name) and can_be_joined(x, *layers):
-            product = gated_halves(self.activation_name, joined_product(x, layers))
+        if self.activation_name == "silu" and can_be_joined(x, *layers):
+            product = silu_gated_halves(joined_product(x, layers))
         else:
             product = cheap(partial(gated, self.activation_name), *(layer(x) for layer in layers))
         return self.down_proj(product), {}
