@@ -108,7 +108,8 @@ def _of_block(matrix: mx.array) -> mx.array:
     """`inverse_cholesky` of at most `_BLOCK` rows, by the kernel; NaN from the first pivot on that is not positive."""
     *lead, n, _ = matrix.shape
     return _INVERSE_FACTOR(
-        *(matrix, mx.array([n], mx.int32)),
+        matrix,
+        numbers=[n],
         blocks=math.prod(lead),
         typed=matrix.dtype,
         shapes=[matrix.shape],
@@ -122,12 +123,11 @@ def _of_block(matrix: mx.array) -> mx.array:
 # row is its pivot column. Rows and columns beyond the matrix are those of the identity.
 _INVERSE_FACTOR = cuda.Kernel(
     "inverse_cholesky_factor",
-    ["matrix", "size"],
+    ["matrix"],
     ["inverse"],
     """
     constexpr int N = 64, ROWS = 16, W = Pack<T>::size;
     const T nothing = __int_as_float(0x7fc00000);  // NaN
-    const int n = size[0];
     const int column = threadIdx.x % N, first = threadIdx.x / N * ROWS;
     const long long begin = static_cast<long long>(blockIdx.x) * n * n;
     // Two, in turns: one barrier a step is enough.
@@ -177,6 +177,7 @@ _INVERSE_FACTOR = cuda.Kernel(
       }
     }
     """,
+    numbers={"n": "int"},
 )
 
 

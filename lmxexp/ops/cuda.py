@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from lmxexp.ops import cuda_compiler
 
@@ -103,19 +105,30 @@ class Kernel:
         name: of the function, without the types that it is compiled for.
         inputs, outputs: the names that the arrays have in ``source``, each a pointer to row-contiguous elements.
         source: the body; ``T`` is the type of its ``typed`` argument.
+        numbers: the names and CUDA's types, ``int`` or ``float``, of single numbers in ``source``. As arrays of eight
+            bytes or less they would lie in the host's memory, where MLX keeps those: a microsecond or two away, at each
+            look.
     """
 
-    def __init__(self, name: str, inputs: Sequence[str], outputs: Sequence[str], source: str):
+    def __init__(
+        self,
+        name: str,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        source: str,
+        numbers: Mapping[str, str] = MappingProxyType({}),
+    ):
         # MLX finds what it has compiled by its name.
-        version = hashlib.sha1((_PACKS + source).encode()).hexdigest()[:8]
+        version = hashlib.sha1(f"{_PACKS}{source}{dict(numbers)}".encode()).hexdigest()[:8]
         self._name, self._body = f"lmxexp_{name}_{version}", source
-        self._inputs, self._outputs = list(inputs), list(outputs)
+        self._inputs, self._outputs, self._numbers = list(inputs), list(outputs), dict(numbers)
         self._kernel: Any = None
         self._binaries: dict[tuple[str, ...], bytes | None] = {}
 
     def __call__(
         self,
         *arrays: mx.array,
+        numbers: Sequence[int | float] = (),
         blocks: int,
         typed: mx.Dtype,
         shapes: Sequence[Sequence[int]],
@@ -125,6 +138,7 @@ class Kernel:
         """Run ``blocks`` blocks of `BLOCK` threads.
 
         Args:
+            numbers: in their order.
             shapes, dtypes: of the outputs.
             init_value: what the outputs are filled with before; None: nothing.
         """
@@ -134,23 +148,31 @@ class Kernel:
         if types not in self._binaries:
             self._binaries[types] = self._compiled(types)
         binary = self._binaries[types]
+        given = self.given(numbers)
         if binary is None:
-            return self._by_mlx()(inputs=list(arrays), template=[("T", typed)], **where)
+            return self._by_mlx()(inputs=[*arrays, *(mx.array([n]) for n in given)], template=[("T", typed)], **where)
         return mx.fast.precompiled_cuda_kernel(
             name=self._symbol(types),
             compiled_source=binary,
             inputs=list(arrays),
-            scalars=[],
+            scalars=given,
             ensure_row_contiguous=True,
             **where,
         )
+
+    def given(self, numbers: Sequence[int | float]) -> list[int | float]:
+        """As MLX takes them: it refuses a float that is not one of 32 bits."""
+        kinds = zip(numbers, self._numbers.values(), strict=True)
+        return [n if kind == "int" else float(np.float32(n)) for n, kind in kinds]
 
     def source(self, types: Sequence[str]) -> str:
         """What is compiled for ``T`` and the types of inputs and outputs, as CUDA calls them."""
         typed, *of_arrays = types
         const = [*["const "] * len(self._inputs), *[""] * len(self._outputs)]
         named = zip(const, of_arrays, [*self._inputs, *self._outputs], strict=True)
-        arguments = ", ".join(f"{c}{t}* {name}" for c, t, name in named)
+        arguments = ", ".join(
+            [*(f"{c}{t}* {name}" for c, t, name in named), *(f"const {t} {name}" for name, t in self._numbers.items())]
+        )
         head = f'extern "C" __global__ void {self._symbol(types)}({arguments})'
         return f"{_OWN_HEADERS}{_PACKS}\nusing T = {typed};\n{head} {{\n{self._body}\n}}\n"
 
@@ -165,6 +187,9 @@ class Kernel:
 
     def _by_mlx(self) -> Any:
         if self._kernel is None:
+            # It takes arrays alone.
+            taken = "".join(f"const {t} {name} = {name}_given[0];\n" for name, t in self._numbers.items())
+            inputs = [*self._inputs, *(f"{name}_given" for name in self._numbers)]
             header = _MLX_HEADERS + _PACKS
-            self._kernel = mx.fast.cuda_kernel(self._name, self._inputs, self._outputs, self._body, header)
+            self._kernel = mx.fast.cuda_kernel(self._name, inputs, self._outputs, taken + self._body, header)
         return self._kernel

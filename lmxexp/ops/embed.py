@@ -53,7 +53,8 @@ def sum_rows(rows: mx.array, ids: mx.array, n: int) -> mx.array:
     order = mx.argsort(ids)
     if has_kernel:
         sums = _SUM_ROWS(
-            *(rows, order, ids.astype(mx.int32), mx.array([ids.size, D], mx.int32)),
+            *(rows, order, ids.astype(mx.int32)),
+            numbers=[ids.size, D],
             blocks=ids.size,
             typed=rows.dtype,
             shapes=[(P * n, D)],
@@ -88,7 +89,8 @@ def _embed(tables: mx.array, ids: mx.array) -> mx.array:
         return table[ids].reshape(P, -1, D)
     packs = ids.size * (D // cuda.per_pack(table.dtype))
     rows = _ROWS(
-        *(table, ids.astype(mx.int32), mx.array([ids.size, D], mx.int32)),
+        *(table, ids.astype(mx.int32)),
+        numbers=[ids.size, D],
         blocks=-(-packs // cuda.BLOCK),
         typed=table.dtype,
         shapes=[(ids.size, D)],
@@ -112,29 +114,30 @@ def _embed_of_several(n: int, tables: mx.array, ids: mx.array) -> mx.array:
 
 _ROWS = cuda.Kernel(
     "rows",
-    ["table", "ids", "sizes"],
+    ["table", "ids"],
     ["rows"],
     """
     constexpr int W = Pack<T>::size;
-    const int n = sizes[0], d = sizes[1], packs = d / W;
+    const int packs = d / W;
     const long long thread = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
     if (thread >= static_cast<long long>(n) * packs) return;
     const long long row = thread / packs;
     const int c = static_cast<int>(thread % packs) * W;
     store_pack(rows + row * d + c, load_pack(table + static_cast<long long>(ids[row]) * d + c));
     """,
+    numbers={"n": "int", "d": "int"},
 )
 
 # The block of a run's first row adds all of the run; the other blocks have nothing to do. Its threads are as many
 # groups as have room side by side, which take rows in turn, eight at a time; at last their sums are added in order.
 _SUM_ROWS = cuda.Kernel(
     "sum_rows",
-    ["rows", "order", "ids", "sizes"],
+    ["rows", "order", "ids"],
     ["sums"],
     """
     constexpr int W = Pack<T>::size;
     constexpr int AT_ONCE = 8;
-    const int n = sizes[0], d = sizes[1], packs = d / W;
+    const int packs = d / W;
     const int first = blockIdx.x;
     const int id = ids[order[first]];
     if (first > 0 && ids[order[first - 1]] == id) return;
@@ -180,4 +183,5 @@ _SUM_ROWS = cuda.Kernel(
       __syncthreads();
     }
     """,
+    numbers={"n": "int", "d": "int"},
 )

@@ -63,38 +63,43 @@ def silu_gated_halves(both: mx.array) -> mx.array:
 @own_gradient
 def _silu_halves(both: mx.array) -> mx.array:
     shape = (*both.shape[:-1], both.shape[-1] // 2)
-    return _run(_SILU_HALVES, [both], math.prod(shape), shape[-1], [shape])[0]
+    return _run(_SILU_HALVES, [both], shape, [shape])[0]
 
 
 @_silu_halves.vjp
 def _silu_halves_gradient(primals, cotangent, output):
-    return _run(_SILU_HALVES_GRADIENT, [primals, cotangent], cotangent.size, cotangent.shape[-1], [primals.shape])[0]
+    return _run(_SILU_HALVES_GRADIENT, [primals, cotangent], cotangent.shape, [primals.shape])[0]
 
 
 def _silu_gradient(gate: mx.array, up: mx.array, cotangent: mx.array) -> list[mx.array]:
-    return _run(_SILU_GRADIENT, [gate, up, cotangent], gate.size, 0, [gate.shape, gate.shape])
+    return _run(_SILU_GRADIENT, [gate, up, cotangent], gate.shape, [gate.shape, gate.shape])
 
 
 def _run(
-    kernel: cuda.Kernel, arrays: list[mx.array], size: int, width: int, shapes: Sequence[Sequence[int]]
+    kernel: cuda.Kernel, arrays: list[mx.array], of_up: Sequence[int], shapes: Sequence[Sequence[int]]
 ) -> list[mx.array]:
+    *rows, width = of_up or (1,)
     dtype = arrays[0].dtype
     return kernel(
-        *(*arrays, mx.array([size, width], mx.int64)),
-        blocks=-(-size // (cuda.per_pack(dtype) * cuda.BLOCK)),
+        *arrays,
+        numbers=[math.prod(rows), width],
+        blocks=-(-math.prod(of_up) // (cuda.per_pack(dtype) * cuda.BLOCK)),
         typed=dtype,
         shapes=shapes,
         dtypes=[dtype] * len(shapes),
     )
 
 
+_NUMBERS = {"n_rows": "int", "width": "int"}  # of up
+
 _SILU_GRADIENT = cuda.Kernel(
     "silu_gradient",
-    ["gate", "up", "gradient", "sizes"],
+    ["gate", "up", "gradient"],
     ["of_gate", "of_up"],
     """
     constexpr int W = Pack<T>::size;
-    const long long i = (static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x) * W, n = sizes[0];
+    const long long i = (static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x) * W;
+    const long long n = static_cast<long long>(n_rows) * width;
     if (i >= n) return;
     Pack<T> a = {}, b = {}, g = {};
     const bool whole = i + W <= n;
@@ -128,21 +133,22 @@ _SILU_GRADIENT = cuda.Kernel(
       }
     }
     """,
+    numbers=_NUMBERS,
 )
 
 # Each thread has a pack of gate and that of up beside it.
 _PLACE = """
     constexpr int W = Pack<T>::size;
-    const unsigned int pack = blockIdx.x * blockDim.x + threadIdx.x, packs = static_cast<unsigned int>(sizes[1]) / W;
+    const unsigned int pack = blockIdx.x * blockDim.x + threadIdx.x, packs = static_cast<unsigned int>(width) / W;
     const long long row = pack / packs, i = static_cast<long long>(pack) * W;
-    if (i >= sizes[0]) return;
-    const long long width = sizes[1], at = row * width + i;  // rows of both are twice as long
+    if (row >= n_rows) return;
+    const long long at = row * width + i;  // rows of both are twice as long
     Pack<T> a = load_pack(both + at), b = load_pack(both + at + width);
 """
 
 _SILU_HALVES = cuda.Kernel(
     "silu_halves",
-    ["both", "sizes"],
+    ["both"],
     ["product"],
     _PLACE
     + """
@@ -152,11 +158,12 @@ _SILU_HALVES = cuda.Kernel(
     }
     store_pack(product + i, a);
     """,
+    numbers=_NUMBERS,
 )
 
 _SILU_HALVES_GRADIENT = cuda.Kernel(
     "silu_halves_gradient",
-    ["both", "gradient", "sizes"],
+    ["both", "gradient"],
     ["of_both"],
     _PLACE
     + """
@@ -170,4 +177,5 @@ _SILU_HALVES_GRADIENT = cuda.Kernel(
     store_pack(of_both + at, a);
     store_pack(of_both + at + width, b);
     """,
+    numbers=_NUMBERS,
 )

@@ -90,7 +90,8 @@ def _nll(logits: mx.array, targets: mx.array, n_logits: int) -> tuple[mx.array, 
     *lead, width = logits.shape
     if cuda.takes_rows(width, logits.dtype):
         nll, log_z = _NLL(
-            *(logits, targets.astype(mx.int32), mx.array([n_logits, width], mx.int32)),
+            *(logits, targets.astype(mx.int32)),
+            numbers=[n_logits, width],
             blocks=math.prod(lead),
             typed=logits.dtype,
             shapes=[lead, lead],
@@ -111,9 +112,9 @@ def _logit_gradient(logits, log_z, targets, of_nll, of_log_z, first: int, count:
     of_both = of_nll + of_log_z
     if cuda.takes_rows(logits.shape[-1], logits.dtype):
         lead = logits.shape[:-1]
-        sizes = mx.array([n_logits, logits.shape[-1], first, count], mx.int32)
         return _GRADIENT(
-            *(logits, log_z, targets.astype(mx.int32), of_both, of_nll, sizes),
+            *(logits, log_z, targets.astype(mx.int32), of_both, of_nll),
+            numbers=[n_logits, logits.shape[-1], first, count],
             blocks=math.prod(lead),
             typed=logits.dtype,
             shapes=[(*lead, count)],
@@ -128,12 +129,11 @@ def _logit_gradient(logits, log_z, targets, of_nll, of_log_z, first: int, count:
 # A row's threads each keep the largest logit they have seen and the sum of exponentials relative to it.
 _NLL = cuda.Kernel(
     "nll",
-    ["logits", "targets", "sizes"],
+    ["logits", "targets"],
     ["nll", "log_z"],
     """
     constexpr int W = Pack<T>::size;
     const float nothing = __int_as_float(0xff800000);  // -inf
-    const int n_logits = sizes[0], width = sizes[1];
     const long long row = blockIdx.x;
     const T* x = logits + row * width;
     float largest = nothing, sum = 0.0f;
@@ -194,15 +194,15 @@ _NLL = cuda.Kernel(
       nll[row] = z - static_cast<float>(x[target]);
     }
     """,
+    numbers={"n_logits": "int", "width": "int"},
 )
 
 _GRADIENT = cuda.Kernel(
     "logit_gradient",
-    ["logits", "log_z", "targets", "of_both", "of_nll", "sizes"],
+    ["logits", "log_z", "targets", "of_both", "of_nll"],
     ["gradient"],
     """
     constexpr int W = Pack<T>::size;
-    const int n_logits = sizes[0], width = sizes[1], first = sizes[2], count = sizes[3];
     const long long row = blockIdx.x;
     const T* x = logits + row * width + first;
     T* out = gradient + row * count;
@@ -227,4 +227,5 @@ _GRADIENT = cuda.Kernel(
       }
     }
     """,
+    numbers={"n_logits": "int", "width": "int", "first": "int", "count": "int"},
 )

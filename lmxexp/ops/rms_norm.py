@@ -89,14 +89,16 @@ def _gradient(
     blocks = min(_BLOCKS, -(-rows // (cuda.BLOCK // 32)))
     kernel = _kernel(width // (32 * cuda.per_pack(x.dtype)), beside is not None)
     of_x, of_weight = kernel(
-        *(x, weight, of_norm, *(() if beside is None else (beside,)), mx.array([rows], mx.int32), mx.array([eps])),
+        *(x, weight, of_norm, *(() if beside is None else (beside,))),
+        numbers=[rows, eps],
         blocks=blocks,
         typed=x.dtype,
         shapes=[x.shape, (blocks, width)],
         dtypes=[x.dtype, mx.float32],
     )
     (of_weight,) = _SUM_OF_BLOCKS(
-        *(of_weight, mx.array([blocks, width], mx.int32)),
+        of_weight,
+        numbers=[blocks, width],
         blocks=-(-width // 32),
         typed=weight.dtype,
         shapes=[weight.shape],
@@ -108,10 +110,10 @@ def _gradient(
 # A block of threads adds up 32 columns: each warp every eighth row, and then one of them what all have.
 _SUM_OF_BLOCKS = cuda.Kernel(
     "sum_of_blocks",
-    ["parts", "sizes"],
+    ["parts"],
     ["sum"],
     """
-    const int n = sizes[0], width = sizes[1], n_warps = blockDim.x / 32, warp = threadIdx.x / 32;
+    const int n_warps = blockDim.x / 32, warp = threadIdx.x / 32;
     const int lane = threadIdx.x % 32, column = blockIdx.x * 32 + lane;
     __shared__ float of_warps[256];
     float total = 0.0f;
@@ -133,6 +135,7 @@ _SUM_OF_BLOCKS = cuda.Kernel(
       sum[column] = static_cast<T>(total);
     }
     """,
+    numbers={"n": "int", "width": "int"},
 )
 
 
@@ -141,7 +144,7 @@ _SUM_OF_BLOCKS = cuda.Kernel(
 def _kernel(n_packs: int, has_beside: bool) -> cuda.Kernel:
     return cuda.Kernel(
         f"rms_norm_gradient_{n_packs}" + ("_beside" if has_beside else ""),
-        ["x", "weight", "of_norm", *(["beside"] if has_beside else []), "n_rows", "eps"],
+        ["x", "weight", "of_norm", *(["beside"] if has_beside else [])],
         ["of_x", "of_weight"],
         f"""
         constexpr int PACKS = {n_packs};
@@ -150,7 +153,7 @@ def _kernel(n_packs: int, has_beside: bool) -> cuda.Kernel:
         """
         + """
         constexpr int W = Pack<T>::size, D = 32 * W * PACKS;
-        const int n = n_rows[0], n_warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+        const int n_warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
         Pack<T> w[PACKS];
         float sums[PACKS][W];
         for (int p = 0; p < PACKS; p++) {
@@ -176,7 +179,7 @@ def _kernel(n_packs: int, has_beside: bool) -> cuda.Kernel:
             squares += __shfl_xor_sync(0xffffffff, squares, offset);
             dot += __shfl_xor_sync(0xffffffff, dot, offset);
           }
-          const float r = rsqrtf(squares / D + eps[0]), c = dot * r * r * r / D;
+          const float r = rsqrtf(squares / D + eps), c = dot * r * r * r / D;
           for (int p = 0; p < PACKS; p++) {
             // Not earlier: with fewer registers twice as many warps are at work.
             const Pack<T> s = BESIDE ? load_pack(other + at + p * 32 * W) : a[p];
@@ -206,4 +209,5 @@ def _kernel(n_packs: int, has_beside: bool) -> cuda.Kernel:
           of_weight[static_cast<long long>(blockIdx.x) * D + i] = of_block[i];
         }
         """,
+        numbers={"n": "int", "eps": "float"},
     )

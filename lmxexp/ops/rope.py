@@ -95,7 +95,7 @@ def _run(
     log_theta: float,
     sign: float,
     shapes: Sequence[Sequence[int]],
-    *more: int,
+    n_kv: int = 0,
 ) -> list[mx.array]:
     """Args:
     whole: the shape ``(B, L, heads, C)`` of all that is turned or copied.
@@ -104,7 +104,8 @@ def _run(
     dtype = arrays[0].dtype
     n_threads = B * L * -(-H // 4) * (C // 2 // cuda.per_pack(dtype))
     return kernel(
-        *(*arrays, mx.array([log_theta, sign]), mx.array([B * L, L, H, C, *more], mx.int32)),
+        *arrays,
+        numbers=[log_theta, sign, B * L, L, H, C, n_kv],
         blocks=-(-n_threads // cuda.BLOCK),
         typed=dtype,
         shapes=shapes,
@@ -116,18 +117,16 @@ def _kernel(name: str, inputs: list[str], outputs: list[str], places: str, turne
     """A thread turns a few neighbouring pairs in some heads of a position: angles are computed once for those heads.
 
     Args:
-        inputs, outputs: with ``settings`` and ``sizes`` after the inputs.
         places: source of the functions ``from`` and ``to``, of ``position`` and a head; and what they need.
         turned: source of the number of heads that are turned, the first ones; the others are copied.
     """
     return cuda.Kernel(
         name,
-        [*inputs, "settings", "sizes"],
+        inputs,
         outputs,
         f"""
         constexpr int W = Pack<T>::size;
         constexpr int HEADS = 4;
-        const int n_positions = sizes[0], length = sizes[1], n_heads = sizes[2], width = sizes[3];
         const int half = width / 2, packs = half / W, groups = (n_heads + HEADS - 1) / HEADS;
         const long long thread = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
         const long long position = thread / (packs * groups);
@@ -149,8 +148,8 @@ def _kernel(name: str, inputs: list[str], outputs: list[str], places: str, turne
         }
         float s[W], c[W];
         for (int k = 0; k < W; k++) {
-          sincosf(p * exp2f(-(static_cast<float>(i + k) / half) * settings[0]), &s[k], &c[k]);
-          s[k] *= settings[1];
+          sincosf(p * exp2f(-(static_cast<float>(i + k) / half) * log_theta), &s[k], &c[k]);
+          s[k] *= sign;
         }
         for (int h = 0; h < HEADS; h++) {
           if (head + h >= end) break;
@@ -165,6 +164,10 @@ def _kernel(name: str, inputs: list[str], outputs: list[str], places: str, turne
           store_pack(to(head + h) + half, b[h]);
         }
         """,
+        numbers={
+            **dict.fromkeys(["log_theta", "sign"], "float"),
+            **dict.fromkeys(["n_positions", "length", "n_heads", "width", "n_kv"], "int"),
+        },
     )
 
 
@@ -183,7 +186,7 @@ _TURN = _kernel(
 _JOINED, _APART = (
     "auto {name} = [&](int h) {{ return qkv + (position * n_heads + h) * width + i; }};",
     """
-    const int n_kv = sizes[4], n_q = n_heads - 2 * n_kv;
+    const int n_q = n_heads - 2 * n_kv;
     auto {name} = [&](int h) {{
       return h < n_q          ? q + (position * n_q + h) * width + i
              : h < n_q + n_kv ? k + (position * n_kv + h - n_q) * width + i
@@ -194,9 +197,9 @@ _JOINED, _APART = (
 
 _TURN_APART = _kernel(
     *("rope_apart", ["qkv"], ["q", "k", "v"], _JOINED.format(name="from") + _APART.format(name="to")),
-    turned="n_heads - sizes[4]",
+    turned="n_heads - n_kv",
 )
 _TURN_BACK_TOGETHER = _kernel(
     *("rope_together", ["q", "k", "v"], ["qkv"], _APART.format(name="from") + _JOINED.format(name="to")),
-    turned="n_heads - sizes[4]",
+    turned="n_heads - n_kv",
 )

@@ -138,6 +138,13 @@ _NUMPY = {
 }
 
 
+def taken_by_mlx(numbers):
+    """It looks at what a kernel is given before it says that there is no device."""
+    where = {"grid": (1, 1, 1), "threadgroup": (1, 1, 1), "output_shapes": [(1,)], "output_dtypes": [mx.float32]}
+    with pytest.raises(RuntimeError, match="No CUDA back-end"):
+        mx.fast.precompiled_cuda_kernel(name="none", compiled_source=b"", inputs=[], scalars=numbers, **where)
+
+
 class OnHost:
     """In the place of `lmxexp.ops.cuda.Kernel.__call__`. It evaluates, so that nothing may be compiled around it.
 
@@ -150,7 +157,7 @@ class OnHost:
         self.calls = []
         """Name and number of inputs of each."""
 
-    def __call__(self, kernel, *arrays, blocks, typed, shapes, dtypes, init_value=None):
+    def __call__(self, kernel, *arrays, numbers=(), blocks, typed, shapes, dtypes, init_value=None):
         types = tuple(cuda._TYPES[dtype] for dtype in (typed, *(a.dtype for a in arrays), *dtypes))
         self.calls.append((kernel._name, len(arrays)))
         read = [np.array(a.view(mx.uint16) if a.dtype == mx.bfloat16 else a) for a in map(mx.contiguous, arrays)]
@@ -161,7 +168,12 @@ class OnHost:
             np.full((*s, np.dtype(_NUMPY[d]).itemsize), before, np.uint8).view(_NUMPY[d])[..., 0]
             for s, d in zip(shapes, dtypes, strict=True)
         ]
-        pointers = (ctypes.c_void_p * (len(read) + len(written)))(*(a.ctypes.data for a in [*read, *written]))
+        numbers = kernel.given(numbers)
+        taken_by_mlx(numbers)
+        kinds = zip(numbers, kernel._numbers.values(), strict=True)
+        given = [np.array([n], np.int32 if t == "int" else np.float32) for n, t in kinds]
+        everything = [*read, *written, *given]
+        pointers = (ctypes.c_void_p * len(everything))(*(a.ctypes.data for a in everything))
         self._function(kernel, types).run(pointers, blocks, cuda.BLOCK)
         made = zip(written, dtypes, strict=True)
         return [mx.array(a).view(dtype) if dtype == mx.bfloat16 else mx.array(a) for a, dtype in made]
@@ -170,7 +182,9 @@ class OnHost:
         source = kernel.source(types).replace("#include <cuda_bf16.h>", "").replace("#include <cuda_fp16.h>", "")
         name = hashlib.sha1((_SHIM + _RUN + source).encode()).hexdigest()[:16]
         if name not in self._compiled:
-            arguments = ", ".join(f"({t}*)arguments[{i}]" for i, t in enumerate(types[1:]))
+            pointers = [f"({t}*)arguments[{i}]" for i, t in enumerate(types[1:])]
+            numbers = [f"*({t}*)arguments[{i}]" for i, t in enumerate(kernel._numbers.values(), len(pointers))]
+            arguments = ", ".join(pointers + numbers)
             waits = "true" if "__sync" in source or "__shfl" in source else "false"
             source += _RUN.format(call=f"{kernel._symbol(types)}({arguments})", waits=waits)
             file = self.place / f"{name}.cpp"
