@@ -19,7 +19,7 @@ import numpy as np
 from lmxexp.ops import cuda_compiler
 
 BLOCK = 256
-"""Threads of a block, in every kernel here."""
+"""Threads of a block, where a kernel says nothing else."""
 
 _MLX_HEADERS = """
 #include "mlx/backend/cuda/device/utils.cuh"
@@ -47,6 +47,17 @@ __device__ __forceinline__ Pack<T> load_pack(const T* from) {
 template <typename T>
 __device__ __forceinline__ void store_pack(T* to, const Pack<T>& pack) {
   *reinterpret_cast<Pack<T>*>(to) = pack;
+}
+
+// As __expf, but what is below the least normal number is 0: __expf has several instructions for that alone.
+__device__ __forceinline__ float exp_of(float x) {
+#ifdef __CUDACC__
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.44269504f));
+  return y;
+#else
+  return expf(x);
+#endif
 }
 """
 
@@ -134,15 +145,17 @@ class Kernel:
         shapes: Sequence[Sequence[int]],
         dtypes: Sequence[mx.Dtype],
         init_value: float | None = None,
+        threads: int = BLOCK,
     ) -> list[mx.array]:
-        """Run ``blocks`` blocks of `BLOCK` threads.
+        """Run ``blocks`` blocks of threads.
 
         Args:
             numbers: in their order.
             shapes, dtypes: of the outputs.
             init_value: what the outputs are filled with before; None: nothing.
+            threads: of a block, at most 1024.
         """
-        where: Any = {"grid": (blocks * BLOCK, 1, 1), "threadgroup": (BLOCK, 1, 1), "init_value": init_value}
+        where: Any = {"grid": (blocks * threads, 1, 1), "threadgroup": (threads, 1, 1), "init_value": init_value}
         where |= {"output_shapes": [tuple(shape) for shape in shapes], "output_dtypes": list(dtypes)}
         types = tuple(_TYPES.get(dtype, "") for dtype in (typed, *(a.dtype for a in arrays), *dtypes))
         if types not in self._binaries:

@@ -137,47 +137,45 @@ _NLL = cuda.Kernel(
     const long long row = blockIdx.x;
     const T* x = logits + row * width;
     float largest = nothing, sum = 0.0f;
-    // Several loads are under way at a time. A row is at least as long as the packs of its logits.
-    constexpr int AT_ONCE = 4;
-    const int stride = blockDim.x * W;
-    for (int begin = threadIdx.x * W; begin < n_logits; begin += AT_ONCE * stride) {
+    // While all were -inf there is nothing to scale; a NaN is above nothing, and has to come through.
+    auto rise = [&](float most) {
+      if (largest != nothing) sum *= exp_of(largest - most);
+      largest = most;
+    };
+    // Several loads are under way at a time.
+    constexpr int AT_ONCE = 2;
+    const int stride = blockDim.x * W, in_packs = n_logits / W * W;
+    for (int begin = threadIdx.x * W; begin < in_packs; begin += AT_ONCE * stride) {
       Pack<T> packs[AT_ONCE];
       for (int u = 0; u < AT_ONCE; u++) {
-        if (begin + u * stride < n_logits) packs[u] = load_pack(x + begin + u * stride);
+        if (begin + u * stride < in_packs) packs[u] = load_pack(x + begin + u * stride);
       }
       float most = nothing;
       for (int u = 0; u < AT_ONCE; u++) {
-        for (int k = 0; k < W; k++) {
-          if (begin + u * stride + k < n_logits) most = fmaxf(most, static_cast<float>(packs[u].values[k]));
-        }
+        if (begin + u * stride >= in_packs) break;
+        for (int k = 0; k < W; k++) most = fmaxf(most, static_cast<float>(packs[u].values[k]));
       }
-      if (most > largest) {
-        sum *= __expf(largest - most);
-        largest = most;
-      }
-      // All -inf so far: nothing to add. A NaN is above nothing, and has to come through.
+      if (most > largest) rise(most);
+      const float base = largest == nothing ? 0.0f : largest;  // -inf less itself would be NaN
       for (int u = 0; u < AT_ONCE; u++) {
-        for (int k = 0; k < W; k++) {
-          const float v = begin + u * stride + k < n_logits ? static_cast<float>(packs[u].values[k]) : nothing;
-          sum += v == nothing ? 0.0f : __expf(v - largest);
-        }
+        if (begin + u * stride >= in_packs) break;
+        for (int k = 0; k < W; k++) sum += exp_of(static_cast<float>(packs[u].values[k]) - base);
       }
     }
-    __shared__ float all_largest[32], all_sums[32];
     auto join = [&](float other_largest, float other_sum) {
-      float most = fmaxf(largest, other_largest);
-      if (most != nothing) {
-        sum = sum * __expf(largest - most) + other_sum * __expf(other_largest - most);
-        largest = most;
-      } else {
-        sum += other_sum;
-      }
+      rise(fmaxf(largest, other_largest));
+      sum += other_largest == nothing ? other_sum : other_sum * exp_of(other_largest - largest);
     };
+    if (threadIdx.x < n_logits - in_packs) {
+      const float v = static_cast<float>(x[in_packs + threadIdx.x]);
+      join(v, v == nothing ? 0.0f : 1.0f);
+    }
     for (int offset = 16; offset > 0; offset /= 2) {
       float other_largest = __shfl_xor_sync(0xffffffff, largest, offset);
       float other_sum = __shfl_xor_sync(0xffffffff, sum, offset);
       join(other_largest, other_sum);
     }
+    __shared__ float all_largest[32], all_sums[32];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     if (lane == 0) {
       all_largest[warp] = largest;
@@ -208,23 +206,18 @@ _GRADIENT = cuda.Kernel(
     T* out = gradient + row * count;
     const float z = log_z[row], both = of_both[row], one = of_nll[row];
     const int target = targets[row] - first;
-    // Several loads are under way at a time.
-    constexpr int AT_ONCE = 4;
-    const int stride = blockDim.x * W;
-    for (int begin = threadIdx.x * W; begin < count; begin += AT_ONCE * stride) {
-      Pack<T> packs[AT_ONCE];
-      for (int u = 0; u < AT_ONCE; u++) {
-        if (begin + u * stride < count) packs[u] = load_pack(x + begin + u * stride);
-      }
-      for (int u = 0; u < AT_ONCE; u++) {
-        const int i = begin + u * stride;
-        if (i >= count) break;
-        for (int k = 0; k < W; k++) {
-          float g = first + i + k < n_logits ? __expf(static_cast<float>(packs[u].values[k]) - z) * both : 0.0f;
-          packs[u].values[k] = static_cast<T>(i + k == target ? g - one : g);
+    for (int i = threadIdx.x * W; i < count; i += blockDim.x * W) {
+      Pack<T> pack = load_pack(x + i);
+      const bool plain = first + i + W <= n_logits && (target < i || target >= i + W);
+      for (int k = 0; k < W; k++) {
+        float g = exp_of(static_cast<float>(pack.values[k]) - z) * both;
+        if (!plain) {
+          if (first + i + k >= n_logits) g = 0.0f;
+          if (i + k == target) g -= one;
         }
-        store_pack(out + i, packs[u]);
+        pack.values[k] = static_cast<T>(g);
       }
+      store_pack(out + i, pack);
     }
     """,
     numbers={"n_logits": "int", "width": "int", "first": "int", "count": "int"},

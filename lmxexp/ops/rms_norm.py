@@ -11,7 +11,7 @@ from lmxexp.ops import cuda
 from lmxexp.ops.own_gradient import own_gradient
 
 _MOST_PACKS = 8
-"""That a thread keeps of a row: more would not fit into its registers."""
+"""Warps that a row takes, a pack for each thread."""
 
 _BLOCKS = 512
 """At most. Each adds up the weight's gradient over its rows, in a fixed order."""
@@ -86,12 +86,14 @@ def _gradient(
     """Of x, with what is ``beside`` added, and of the weight."""
     width = x.shape[-1]
     rows = x.size // width
-    blocks = min(_BLOCKS, -(-rows // (cuda.BLOCK // 32)))
-    kernel = _kernel(width // (32 * cuda.per_pack(x.dtype)), beside is not None)
+    n_packs = width // (32 * cuda.per_pack(x.dtype))
+    blocks = min(_BLOCKS, -(-rows // _rows_of_block(n_packs)))
+    kernel = _kernel(n_packs, beside is not None)
     of_x, of_weight = kernel(
         *(x, weight, of_norm, *(() if beside is None else (beside,))),
         numbers=[rows, eps],
         blocks=blocks,
+        threads=32 * n_packs * _rows_of_block(n_packs),
         typed=x.dtype,
         shapes=[x.shape, (blocks, width)],
         dtypes=[x.dtype, mx.float32],
@@ -139,7 +141,8 @@ _SUM_OF_BLOCKS = cuda.Kernel(
 )
 
 
-# A warp takes a row at a time, each thread the same columns of all its rows.
+# A row is a pack for each thread of as many warps as it takes; a block has as many rows at once as have room in it. A
+# thread has the same columns of all its rows.
 @cache
 def _kernel(n_packs: int, has_beside: bool) -> cuda.Kernel:
     return cuda.Kernel(
@@ -147,67 +150,74 @@ def _kernel(n_packs: int, has_beside: bool) -> cuda.Kernel:
         ["x", "weight", "of_norm", *(["beside"] if has_beside else [])],
         ["of_x", "of_weight"],
         f"""
-        constexpr int PACKS = {n_packs};
+        constexpr int WARPS = {n_packs}, ROWS = {_rows_of_block(n_packs)};
         constexpr bool BESIDE = {"true" if has_beside else "false"};
         const T* other = {"beside" if has_beside else "x"};
         """
         + """
-        constexpr int W = Pack<T>::size, D = 32 * W * PACKS;
-        const int n_warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-        Pack<T> w[PACKS];
-        float sums[PACKS][W];
-        for (int p = 0; p < PACKS; p++) {
-          w[p] = load_pack(weight + (p * 32 + lane) * W);
-          for (int k = 0; k < W; k++) sums[p][k] = 0.0f;
-        }
-        for (int row = blockIdx.x * n_warps + warp; row < n; row += gridDim.x * n_warps) {
-          const long long at = static_cast<long long>(row) * D + lane * W;
-          Pack<T> a[PACKS], g[PACKS];
-          for (int p = 0; p < PACKS; p++) {
-            a[p] = load_pack(x + at + p * 32 * W);
-            g[p] = load_pack(of_norm + at + p * 32 * W);
+        constexpr int W = Pack<T>::size, D = 32 * W * WARPS;
+        const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, place = warp / WARPS, part = warp % WARPS;
+        const int column = (part * 32 + lane) * W;
+        const Pack<T> w = load_pack(weight + column);
+        float sums[W] = {0.0f};
+        __shared__ float of_warps[2][2][ROWS * WARPS];  // in turns: one barrier for each row is enough
+        int turn = 0;
+        for (int first = blockIdx.x * ROWS; first < n; first += gridDim.x * ROWS) {
+          const int row = first + place;
+          const long long at = static_cast<long long>(row) * D + column;
+          Pack<T> a = {}, g = {}, s = {};
+          if (row < n) {
+            a = load_pack(x + at);
+            g = load_pack(of_norm + at);
+            if (BESIDE) s = load_pack(other + at);
           }
           float squares = 0.0f, dot = 0.0f;
-          for (int p = 0; p < PACKS; p++) {
-            for (int k = 0; k < W; k++) {
-              const float v = static_cast<float>(a[p].values[k]);
-              squares += v * v;
-              dot += v * static_cast<float>(g[p].values[k]) * static_cast<float>(w[p].values[k]);
-            }
+          for (int k = 0; k < W; k++) {
+            const float v = static_cast<float>(a.values[k]);
+            squares += v * v;
+            dot += v * static_cast<float>(g.values[k]) * static_cast<float>(w.values[k]);
           }
           for (int offset = 16; offset > 0; offset /= 2) {
             squares += __shfl_xor_sync(0xffffffff, squares, offset);
             dot += __shfl_xor_sync(0xffffffff, dot, offset);
           }
+          if (WARPS > 1) {
+            if (lane == 0) {
+              of_warps[turn][0][warp] = squares;
+              of_warps[turn][1][warp] = dot;
+            }
+            __syncthreads();
+            squares = dot = 0.0f;
+            for (int p = 0; p < WARPS; p++) {
+              squares += of_warps[turn][0][place * WARPS + p];
+              dot += of_warps[turn][1][place * WARPS + p];
+            }
+            turn = 1 - turn;
+          }
+          if (row >= n) continue;
           const float r = rsqrtf(squares / D + eps), c = dot * r * r * r / D;
-          for (int p = 0; p < PACKS; p++) {
-            // Not earlier: with fewer registers twice as many warps are at work.
-            const Pack<T> s = BESIDE ? load_pack(other + at + p * 32 * W) : a[p];
-            for (int k = 0; k < W; k++) {
-              const float v = static_cast<float>(a[p].values[k]), d = static_cast<float>(g[p].values[k]);
-              sums[p][k] += d * v * r;
-              float of_one = d * static_cast<float>(w[p].values[k]) * r - v * c;
-              if (BESIDE) of_one += static_cast<float>(s.values[k]);
-              a[p].values[k] = static_cast<T>(of_one);
-            }
-            store_pack(of_x + at + p * 32 * W, a[p]);
+          for (int k = 0; k < W; k++) {
+            const float v = static_cast<float>(a.values[k]), d = static_cast<float>(g.values[k]);
+            sums[k] += d * v * r;
+            float of_one = d * static_cast<float>(w.values[k]) * r - v * c;
+            if (BESIDE) of_one += static_cast<float>(s.values[k]);
+            a.values[k] = static_cast<T>(of_one);
           }
+          store_pack(of_x + at, a);
         }
-        __shared__ float of_block[D];
-        for (int turn = 0; turn < n_warps; turn++) {
-          if (warp == turn) {
-            for (int p = 0; p < PACKS; p++) {
-              for (int k = 0; k < W; k++) {
-                const int column = (p * 32 + lane) * W + k;
-                of_block[column] = turn == 0 ? sums[p][k] : of_block[column] + sums[p][k];
-              }
-            }
-          }
-          __syncthreads();
-        }
+        __shared__ float of_rows[ROWS * D];
+        for (int k = 0; k < W; k++) of_rows[place * D + column + k] = sums[k];
+        __syncthreads();
         for (int i = threadIdx.x; i < D; i += blockDim.x) {
-          of_weight[static_cast<long long>(blockIdx.x) * D + i] = of_block[i];
+          float total = of_rows[i];
+          for (int p = 1; p < ROWS; p++) total += of_rows[p * D + i];
+          of_weight[static_cast<long long>(blockIdx.x) * D + i] = total;
         }
         """,
         numbers={"n": "int", "eps": "float"},
     )
+
+
+def _rows_of_block(n_packs: int) -> int:
+    """As have room in `lmxexp.ops.cuda.BLOCK` threads."""
+    return cuda.BLOCK // (32 * n_packs)

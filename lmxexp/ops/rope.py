@@ -10,6 +10,12 @@ import mlx.core as mx
 from lmxexp.ops import cuda
 from lmxexp.ops.own_gradient import own_gradient
 
+_TABLE = 512
+"""Angles of a block of threads, at most."""
+
+_BLOCKS = 512
+"""As many there should be, so that a short sequence is no work of a few."""
+
 
 def rope(x: mx.array, theta: float) -> mx.array:
     """Turns elements i and i + C/2 of the position p by the angle ``p * theta ** (-2i / C)``; p counts from 0.
@@ -42,7 +48,7 @@ def turned_heads(qkv: mx.array, n_heads: int, n_kv_heads: int, theta: float) -> 
 
 def takes(head_dim: int, dtype: mx.Dtype) -> bool:
     """Whether the kernels take heads of this width."""
-    return head_dim % (2 * cuda.per_pack(dtype)) == 0
+    return head_dim % (2 * cuda.per_pack(dtype)) == 0 and head_dim <= 2 * _TABLE
 
 
 def _is_ours(x: mx.array) -> bool:
@@ -102,11 +108,11 @@ def _run(
     """
     B, L, H, C = whole
     dtype = arrays[0].dtype
-    n_threads = B * L * -(-H // 4) * (C // 2 // cuda.per_pack(dtype))
+    at_once = max(1, min(_TABLE // (C // 2), B * L // _BLOCKS))
     return kernel(
         *arrays,
-        numbers=[log_theta, sign, B * L, L, H, C, n_kv],
-        blocks=-(-n_threads // cuda.BLOCK),
+        numbers=[log_theta, sign, B * L, L, H, C, n_kv, at_once],
+        blocks=-(-B * L // at_once),
         typed=dtype,
         shapes=shapes,
         dtypes=[dtype] * len(shapes),
@@ -114,10 +120,11 @@ def _run(
 
 
 def _kernel(name: str, inputs: list[str], outputs: list[str], places: str, turned: str) -> cuda.Kernel:
-    """A thread turns a few neighbouring pairs in some heads of a position: angles are computed once for those heads.
+    """A block of threads has a few positions: it computes their angles once, and then goes through all their heads, a
+    thread a pack of each half of one.
 
     Args:
-        places: source of the functions ``from`` and ``to``, of ``position`` and a head; and what they need.
+        places: source of the functions ``from`` and ``to``, of a position, a head and an element; and what they need.
         turned: source of the number of heads that are turned, the first ones; the others are copied.
     """
     return cuda.Kernel(
@@ -125,48 +132,56 @@ def _kernel(name: str, inputs: list[str], outputs: list[str], places: str, turne
         inputs,
         outputs,
         f"""
-        constexpr int W = Pack<T>::size;
-        constexpr int HEADS = 4;
-        const int half = width / 2, packs = half / W, groups = (n_heads + HEADS - 1) / HEADS;
-        const long long thread = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
-        const long long position = thread / (packs * groups);
-        if (position >= n_positions) return;
-        const int i = static_cast<int>(thread % packs) * W;
-        const int head = static_cast<int>(thread / packs % groups) * HEADS;
-        const int end = head + HEADS < n_heads ? head + HEADS : n_heads;
+        constexpr int TABLE = {_TABLE};
         const int n_turned = {turned};
         {places}
         """
         + """
-        const float p = static_cast<float>(position % length);
-        Pack<T> a[HEADS], b[HEADS];
-        for (int h = 0; h < HEADS; h++) {
-          if (head + h < end) {
-            a[h] = load_pack(from(head + h));
-            b[h] = load_pack(from(head + h) + half);
-          }
+        constexpr int W = Pack<T>::size, AT_ONCE = 2;
+        const int half = width / 2, packs = half / W;
+        const long long first = static_cast<long long>(blockIdx.x) * at_once;
+        const int count = n_positions - first < at_once ? static_cast<int>(n_positions - first) : at_once;
+        __shared__ __align__(16) float sines[TABLE], cosines[TABLE];
+        for (int i = threadIdx.x; i < count * half; i += blockDim.x) {
+          const float p = static_cast<float>((first + i / half) % length);
+          float s, c;
+          sincosf(p * exp2f(-(static_cast<float>(i % half) / half) * log_theta), &s, &c);
+          sines[i] = s * sign;
+          cosines[i] = c;
         }
-        float s[W], c[W];
-        for (int k = 0; k < W; k++) {
-          sincosf(p * exp2f(-(static_cast<float>(i + k) / half) * log_theta), &s[k], &c[k]);
-          s[k] *= sign;
-        }
-        for (int h = 0; h < HEADS; h++) {
-          if (head + h >= end) break;
-          if (head + h < n_turned) {
-            for (int k = 0; k < W; k++) {
-              const float u = static_cast<float>(a[h].values[k]), v = static_cast<float>(b[h].values[k]);
-              a[h].values[k] = static_cast<T>(u * c[k] - v * s[k]);
-              b[h].values[k] = static_cast<T>(v * c[k] + u * s[k]);
+        __syncthreads();
+        const int of_position = n_heads * packs, n = count * of_position;
+        for (int begin = threadIdx.x; begin < n; begin += AT_ONCE * blockDim.x) {
+          Pack<T> a[AT_ONCE], b[AT_ONCE];
+          int position[AT_ONCE], head[AT_ONCE], i[AT_ONCE];
+          for (int u = 0; u < AT_ONCE; u++) {
+            const int at = begin + u * blockDim.x;
+            position[u] = at / of_position;
+            head[u] = at % of_position / packs;
+            i[u] = at % of_position % packs * W;
+            if (at < n) {
+              a[u] = load_pack(from(first + position[u], head[u]) + i[u]);
+              b[u] = load_pack(from(first + position[u], head[u]) + i[u] + half);
             }
           }
-          store_pack(to(head + h), a[h]);
-          store_pack(to(head + h) + half, b[h]);
+          for (int u = 0; u < AT_ONCE; u++) {
+            if (begin + u * blockDim.x >= n) break;
+            if (head[u] < n_turned) {
+              for (int k = 0; k < W; k++) {
+                const float s = sines[position[u] * half + i[u] + k], c = cosines[position[u] * half + i[u] + k];
+                const float x = static_cast<float>(a[u].values[k]), y = static_cast<float>(b[u].values[k]);
+                a[u].values[k] = static_cast<T>(x * c - y * s);
+                b[u].values[k] = static_cast<T>(y * c + x * s);
+              }
+            }
+            store_pack(to(first + position[u], head[u]) + i[u], a[u]);
+            store_pack(to(first + position[u], head[u]) + i[u] + half, b[u]);
+          }
         }
         """,
         numbers={
             **dict.fromkeys(["log_theta", "sign"], "float"),
-            **dict.fromkeys(["n_positions", "length", "n_heads", "width", "n_kv"], "int"),
+            **dict.fromkeys(["n_positions", "length", "n_heads", "width", "n_kv", "at_once"], "int"),
         },
     )
 
@@ -176,21 +191,20 @@ _TURN = _kernel(
     ["x"],
     ["turned"],
     """
-    const long long first = position * n_heads * width + i;
-    auto from = [&](int h) { return x + first + h * width; };
-    auto to = [&](int h) { return turned + first + h * width; };
+    auto from = [&](long long position, int h) { return x + (position * n_heads + h) * width; };
+    auto to = [&](long long position, int h) { return turned + (position * n_heads + h) * width; };
     """,
     turned="n_heads",
 )
 
 _JOINED, _APART = (
-    "auto {name} = [&](int h) {{ return qkv + (position * n_heads + h) * width + i; }};",
+    "auto {name} = [&](long long position, int h) {{ return qkv + (position * n_heads + h) * width; }};",
     """
     const int n_q = n_heads - 2 * n_kv;
-    auto {name} = [&](int h) {{
-      return h < n_q          ? q + (position * n_q + h) * width + i
-             : h < n_q + n_kv ? k + (position * n_kv + h - n_q) * width + i
-                              : v + (position * n_kv + h - n_q - n_kv) * width + i;
+    auto {name} = [&](long long position, int h) {{
+      return h < n_q          ? q + (position * n_q + h) * width
+             : h < n_q + n_kv ? k + (position * n_kv + h - n_q) * width
+                              : v + (position * n_kv + h - n_q - n_kv) * width;
     }};
     """,
 )

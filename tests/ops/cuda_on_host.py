@@ -157,7 +157,7 @@ class OnHost:
         self.calls = []
         """Name and number of inputs of each."""
 
-    def __call__(self, kernel, *arrays, numbers=(), blocks, typed, shapes, dtypes, init_value=None):
+    def __call__(self, kernel, *arrays, numbers=(), blocks, typed, shapes, dtypes, init_value=None, threads=cuda.BLOCK):
         types = tuple(cuda._TYPES[dtype] for dtype in (typed, *(a.dtype for a in arrays), *dtypes))
         self.calls.append((kernel._name, len(arrays)))
         read = [np.array(a.view(mx.uint16) if a.dtype == mx.bfloat16 else a) for a in map(mx.contiguous, arrays)]
@@ -174,7 +174,7 @@ class OnHost:
         given = [np.array([n], np.int32 if t == "int" else np.float32) for n, t in kinds]
         everything = [*read, *written, *given]
         pointers = (ctypes.c_void_p * len(everything))(*(a.ctypes.data for a in everything))
-        self._function(kernel, types).run(pointers, blocks, cuda.BLOCK)
+        self._function(kernel, types).run(pointers, blocks, threads)
         made = zip(written, dtypes, strict=True)
         return [mx.array(a).view(dtype) if dtype == mx.bfloat16 else mx.array(a) for a, dtype in made]
 

@@ -8,7 +8,7 @@ from lmxexp.ops import cuda, fused, rms_norm
 from lmxexp.ops.attend import attend, causal_mask, segment_mask
 from lmxexp.ops.embed import embed, sum_rows
 from lmxexp.ops.gated import _gated
-from lmxexp.ops.head_loss import head_loss
+from lmxexp.ops.head_loss import _logit_gradient, _nll, head_loss
 from lmxexp.ops.rope import rope
 from lmxexp.ops.sum_of_squares import sum_of_squares
 from tests.ops.cuda_on_host import HAS_DEVICE, needs_device, needs_kernels
@@ -203,6 +203,51 @@ def test_gradient_of_rms_norm(kernels, residual, dtype, tolerance):
     of_x = g * w * r - a * r**3 * (g * w * a).mean(-1, keepdims=True) + (s if residual else 0.0)
     for ours, want in zip(got, (of_x, (g * a * r).sum(0)), strict=True):
         assert np.abs(np.array(ours.astype(mx.float32)) - want).max() < tolerance * np.abs(want).max()
+
+
+@needs_kernels
+@pytest.mark.parametrize("n_logits", [256, 4099])
+def test_loss_of_extreme_logits(kernels, n_logits):
+    """Against float64, with what stands behind the last logit not looked at."""
+    rng = np.random.default_rng(0)
+    width = -(-n_logits // 64) * 64
+    logits = np.full((10, width), 3e38, np.float32)
+    logits[:, :n_logits] = rng.normal(size=(10, n_logits)) * 8
+    logits[0, : n_logits - 1] = -np.inf
+    logits[1, :n_logits] = -np.inf
+    logits[2, : n_logits // 2] = -1e30
+    logits[3, 1:n_logits] = -np.inf
+    logits[4, :n_logits] += 3e4
+    logits[5, :n_logits] -= 3e4
+    logits[6, n_logits - 1] = np.nan
+    logits[7, :n_logits] = -np.inf
+    logits[7, 5] = np.nan
+    logits[8, 0] = 1e4
+    targets = rng.integers(0, n_logits, 10)
+    targets[:4] = n_logits - 1, 0, n_logits - 1, 0
+    nll, log_z = _nll(mx.array(logits), mx.array(targets, mx.int32), n_logits)
+    wide = logits[:, :n_logits].astype(np.float64)
+    largest = wide.max(-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        expected = largest + np.log(np.exp(wide - np.where(np.isinf(largest), 0, largest)[:, None]).sum(-1))
+    np.testing.assert_allclose(np.array(log_z), expected, rtol=2e-7, atol=1e-6)
+    of_finite = np.isfinite(expected)
+    assert of_finite.sum() == 7
+    picked = wide[np.arange(10), targets]
+    np.testing.assert_allclose(np.array(nll)[of_finite], expected[of_finite] - picked[of_finite], rtol=1e-6, atol=4e-3)
+
+    of_both, of_nll = rng.normal(size=(2, 10)).astype(np.float32)
+    first, count = 64, min(128, width - 64)
+    got = _logit_gradient(
+        *(mx.array(logits), log_z, mx.array(targets, mx.int32), mx.array(of_nll), mx.array(of_both - of_nll)),
+        *(first, count, n_logits),
+    )
+    columns = np.arange(first, min(first + count, n_logits))
+    want = np.zeros((10, count))
+    with np.errstate(invalid="ignore"):
+        p = np.exp(wide[:, columns] - np.array(log_z, np.float64)[:, None]) * of_both[:, None]
+    want[:, : len(columns)] = p - of_nll[:, None] * (columns == targets[:, None])
+    np.testing.assert_allclose(np.array(got)[of_finite], want[of_finite], rtol=2e-6, atol=1e-7)
 
 
 @needs_device

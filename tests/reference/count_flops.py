@@ -10,6 +10,7 @@ Not counted: norms, activations, positions, gates, decays, masks, sums, look-ups
 
 import itertools
 import math
+import os
 import sys
 from collections import defaultdict
 from contextlib import ExitStack
@@ -79,6 +80,7 @@ def _trace(function, tokens):
         stack.enter_context(mock.patch.object(mx.fast, "scaled_dot_product_attention", _plain))
         stack.enter_context(mock.patch.object(exp, "is_slow", return_value=False))
         stack.enter_context(without_own_gradients())  # MLX traces none; the forward pass is the same
+        stack.enter_context(mock.patch.dict(os.environ, {"LMXEXP_CUDA_KERNELS": "0"}))  # nor compiled kernels
         for noted in (causal_conv, selective_scan):
             _patch_everywhere(stack, noted, called[noted.__name__])
         mx.export_function(note, lambda x: function(x), tokens)

@@ -12,6 +12,7 @@ from lmxexp import device
 from lmxexp.build import build
 from lmxexp.interfaces import Batch
 from lmxexp.model.build import build_model
+from lmxexp.ops import cuda
 from lmxexp.ops.trees import by_path
 from lmxexp.optim.build import optimizer_of
 from lmxexp.population.step import PopulationStep
@@ -77,24 +78,27 @@ CASES = [
     ids=lambda x: " ".join(x) if isinstance(x, tuple) else f"compile={x}",
 )
 def test_the_step_is_the_same(overrides, compile):
-    """To the bit where nothing is compiled; what is fused may differ between the two."""
+    """To the bit where nothing is compiled; what is fused may differ between the two. So may products on CUDA: those of
+    layers that are computed once more are not joined."""
     plain, *others = (trained(step_of(remat, *overrides, compile=compile)) for remat in ("none", "light", "block"))
-    tolerance = {"rtol": 2e-5, "atol": 2e-6} if compile else {"rtol": 0, "atol": 0}
+    exact = not compile and not cuda.on_cuda()
+    tolerance = {"rtol": 0, "atol": 0} if exact else {"rtol": 2e-5, "atol": 2e-6}
     for again in others:
         assert plain[2] == again[2]  # as many random numbers were drawn
         for ours, wanted in zip(again[0], plain[0], strict=True):
             assert ours.keys() == wanted.keys()
             for name, value in ours.items():
                 np.testing.assert_allclose(value, wanted[name], **tolerance, err_msg=name)
-        if not compile:
+        if exact:
             for name, weights in again[1].items():
                 assert mx.array_equal(weights, plain[1][name]), name
 
 
 def test_with_documents_and_in_parts():
     steps = (step_of(remat, compile=False, n_micro=2) for remat in ("none", "light", "block"))
-    plain, light, block = (trained(step, segments=True) for step in steps)
-    assert plain[0] == light[0] == block[0]
+    plain, *others = (trained(step, segments=True)[0] for step in steps)
+    for again in others:
+        assert again == (plain if not cuda.on_cuda() else [pytest.approx(scalars, rel=2e-5) for scalars in plain])
 
 
 @pytest.mark.parametrize("overrides", [("attention=gqa",), ("attention=gated_deltanet", "ffn=moe"), ("model=gpt",)])
