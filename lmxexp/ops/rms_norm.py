@@ -1,4 +1,8 @@
-"""The root-mean-square norm, with a gradient in one kernel of our own where there is one."""
+"""The root-mean-square norm, with a gradient in one kernel of our own where there is one; and the sums that it is of.
+
+A residual stream is read, added to and normalised in every sublayer. On CUDA, in training, what `added` adds and the
+norm of it are one kernel, and so are the gradients of the norm and of what goes on `beside` it.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,10 +29,45 @@ def rms_norm(x: mx.array, weight: mx.array | None, eps: float) -> mx.array:
     """
     if weight is None or not is_ours(x, weight):
         return mx.fast.rms_norm(x, weight, eps)
-    if _stream and _stream[0] is x:
-        _stream[0], y = cast(tuple[mx.array, mx.array], _branch(eps)(x, weight))
-        return y
-    return cast(mx.array, _norm(eps)(x, weight))
+    goes_on = bool(_stream) and _stream[0] is x
+    if _sum and _sum[0] is x:
+        whole, y = cast(tuple[mx.array, mx.array], _norm_of_sum(eps)(*_sum[1:], weight))
+    elif goes_on:
+        whole, y = cast(tuple[mx.array, mx.array], _branch(eps)(x, weight))
+    else:
+        return cast(mx.array, _norm(eps)(x, weight))
+    if goes_on:
+        _stream[0] = whole
+    return y
+
+
+_sum: list[mx.array] | None = None
+"""Within `sums_with_norms`, the last sum and what it is of, or nothing; None outside."""
+
+
+@contextmanager
+def sums_with_norms() -> Iterator[None]:
+    """Within, a sum that `added` made is computed with the norm of it, if that comes next."""
+    global _sum
+    before, _sum = _sum, []
+    try:
+        yield
+    finally:
+        _sum = before
+
+
+def added(x: mx.array, y: mx.array) -> mx.array:
+    """``x + y``, of which a norm may come next.
+
+    Shapes:
+        any, both the same.
+    """
+    global _sum
+    whole = x + y
+    if _sum is not None:
+        # Not used, it is never computed: the norm computes it anew, and what goes on beside the norm is that one.
+        _sum = [whole, x, y] if x.shape == y.shape and x.dtype == y.dtype else []
+    return whole
 
 
 _stream: list[mx.array] = []
@@ -80,13 +119,43 @@ def _branch(eps: float) -> own_gradient:
     return whole
 
 
+@cache
+def _norm_of_sum(eps: float) -> own_gradient:
+    @own_gradient
+    def whole(x: mx.array, y: mx.array, weight: mx.array) -> list[mx.array]:
+        width, n_packs = x.shape[-1], _n_packs(x)
+        rows, at_once = x.size // width, _rows_of_block(n_packs)
+        return _sum_kernel(n_packs)(
+            *(x, y, weight),
+            numbers=[rows, eps],
+            blocks=-(-rows // at_once),
+            threads=32 * n_packs * at_once,
+            typed=x.dtype,
+            shapes=[x.shape, x.shape],
+            dtypes=[x.dtype, x.dtype],
+        )
+
+    @whole.vjp
+    def gradient(primals, cotangents, outputs):
+        (*_, weight), (of_sum, of_norm) = primals, cotangents
+        of_either, of_weight = _gradient(outputs[0], weight, of_norm, of_sum, eps)
+        return of_either, of_either, of_weight
+
+    return whole
+
+
+def _n_packs(x: mx.array) -> int:
+    """Of a row, for each thread of a warp."""
+    return x.shape[-1] // (32 * cuda.per_pack(x.dtype))
+
+
 def _gradient(
     x: mx.array, weight: mx.array, of_norm: mx.array, beside: mx.array | None, eps: float
 ) -> tuple[mx.array, mx.array]:
     """Of x, with what is ``beside`` added, and of the weight."""
     width = x.shape[-1]
     rows = x.size // width
-    n_packs = width // (32 * cuda.per_pack(x.dtype))
+    n_packs = _n_packs(x)
     blocks = min(_BLOCKS, -(-rows // _rows_of_block(n_packs)))
     kernel = _kernel(n_packs, beside is not None)
     of_x, of_weight = kernel(
@@ -139,6 +208,53 @@ _SUM_OF_BLOCKS = cuda.Kernel(
     """,
     numbers={"n": "int", "width": "int"},
 )
+
+
+# As the gradient's kernel below has them: a row is a pack for each thread of as many warps as it takes.
+@cache
+def _sum_kernel(n_packs: int) -> cuda.Kernel:
+    return cuda.Kernel(
+        f"rms_norm_of_sum_{n_packs}",
+        ["x", "y", "weight"],
+        ["sum", "norm"],
+        f"constexpr int WARPS = {n_packs}, ROWS = {_rows_of_block(n_packs)};"
+        """
+        constexpr int W = Pack<T>::size, D = 32 * W * WARPS;
+        const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, place = warp / WARPS, part = warp % WARPS;
+        const int column = (part * 32 + lane) * W, row = blockIdx.x * ROWS + place;
+        const long long at = static_cast<long long>(row) * D + column;
+        Pack<T> a = {};
+        float squares = 0.0f;
+        if (row < n) {
+          a = load_pack(x + at);
+          const Pack<T> b = load_pack(y + at);
+          for (int k = 0; k < W; k++) {
+            a.values[k] = static_cast<T>(static_cast<float>(a.values[k]) + static_cast<float>(b.values[k]));
+            const float v = static_cast<float>(a.values[k]);
+            squares += v * v;
+          }
+          store_pack(sum + at, a);
+        }
+        for (int offset = 16; offset > 0; offset /= 2) squares += __shfl_xor_sync(0xffffffff, squares, offset);
+        if (WARPS > 1) {
+          __shared__ float of_warps[ROWS * WARPS];
+          if (lane == 0) of_warps[warp] = squares;
+          __syncthreads();
+          squares = 0.0f;
+          for (int p = 0; p < WARPS; p++) squares += of_warps[place * WARPS + p];
+        }
+        if (row >= n) return;
+        const Pack<T> w = load_pack(weight + column);
+        const float r = rsqrtf(squares / D + eps);
+        for (int k = 0; k < W; k++) {
+          // Rounded before it is scaled, as MLX's is.
+          const T normed = static_cast<T>(static_cast<float>(a.values[k]) * r);
+          a.values[k] = static_cast<T>(static_cast<float>(normed) * static_cast<float>(w.values[k]));
+        }
+        store_pack(norm + at, a);
+        """,
+        numbers={"n": "int", "eps": "float"},
+    )
 
 
 # A row is a pack for each thread of as many warps as it takes; a block has as many rows at once as have room in it. A

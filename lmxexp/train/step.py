@@ -13,6 +13,7 @@ from lmxexp.interfaces import Aux, Batch, Loss, Stage
 from lmxexp.model.language_model import LanguageModel
 from lmxexp.ops.linear import gradients_in_rows
 from lmxexp.ops.once import once
+from lmxexp.ops.rms_norm import sums_with_norms
 from lmxexp.ops.sum_of_squares import sum_of_squares
 from lmxexp.ops.trees import by_path
 from lmxexp.optim import curvature
@@ -132,7 +133,7 @@ class TrainStep:
         params = self.model.trainable_parameters()
         used = cast(params, self.compute_dtype) if self.devices is None else params
         # Around the gradient as well: with train.remat it computes layers, and draws what they drop, once more.
-        with gradients_in_rows(), nullcontext() if self.devices is None else self.devices.draws():
+        with gradients_in_rows(), sums_with_norms(), nullcontext() if self.devices is None else self.devices.draws():
             (loss, aux), gradient = self._value_and_grad(used, arrays, across)
         self.model.update(params)  # the trace left its casts there
         if across and self.devices is not None:

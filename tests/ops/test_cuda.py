@@ -206,6 +206,57 @@ def test_gradient_of_rms_norm(kernels, residual, dtype, tolerance):
 
 
 @needs_kernels
+@pytest.mark.parametrize("shape", [(2, 33, 256), (3, N // 20, 768), (7, 100), (1, 2048), (3, 5, 640)])
+@pytest.mark.parametrize("goes_on", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(mx.float32, 1e-5), (mx.bfloat16, 2**-6)])
+def test_norm_of_a_sum(beside_its_twin, shape, goes_on, dtype, tolerance):
+    if dtype == mx.bfloat16:
+        shape = (*shape[:-1], 2 * shape[-1] if shape[-1] < 2048 else 2048)
+    x, y, c, d = (random(*shape, dtype=dtype, seed=i) for i in range(4))
+    weight = random(shape[-1], dtype=dtype, seed=4)
+
+    def loss(x, y, weight):
+        with rms_norm.sums_with_norms():
+            whole = rms_norm.added(x, y)
+            with rms_norm.beside(whole) as stream:
+                z = rms_norm.rms_norm(whole, weight, 1e-3)
+        return (z * c).sum() + ((stream[0] * d).sum() if goes_on else 0.0)
+
+    def values():
+        value, gradients = mx.value_and_grad(loss, argnums=(0, 1, 2))(x, y, weight)
+        return [value.astype(mx.float32) / x.size, *gradients]
+
+    in_packs = shape[-1] / (32 * cuda.per_pack(dtype))
+    beside_its_twin(values, tolerance, used=in_packs.is_integer() and in_packs <= 8)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+def test_a_sum_and_its_norm_are_those_of_mlx(kernels, dtype):
+    x, y, weight = random(50, 768, dtype=dtype), random(50, 768, dtype=dtype, seed=1), random(768, dtype=dtype, seed=2)
+    with rms_norm.sums_with_norms():
+        whole = rms_norm.added(x, y)
+        with rms_norm.beside(whole) as stream:
+            z = rms_norm.rms_norm(whole, weight, 1e-3)
+        other = rms_norm.rms_norm(x, weight, 1e-3)
+    assert stream[0] is not whole, "it is the kernel's"
+    assert mx.array_equal(stream[0], x + y)
+    for ours, mlxs in ((z, mx.fast.rms_norm(x + y, weight, 1e-3)), (other, mx.fast.rms_norm(x, weight, 1e-3))):
+        a, b = np.array(ours.astype(mx.float32)), np.array(mlxs.astype(mx.float32))
+        np.testing.assert_allclose(a, b, rtol=2**-6 if dtype == mx.bfloat16 else 2e-6)
+
+
+def test_outside_of_training_sums_are_sums():
+    x = random(5, 768)
+    whole = rms_norm.added(x, x)
+    with rms_norm.beside(whole) as stream:
+        rms_norm.rms_norm(whole, mx.ones(768), 1e-3)
+    assert mx.array_equal(whole, x + x)
+    assert rms_norm._sum is None
+    assert stream[0].shape == x.shape
+
+
+@needs_kernels
 @pytest.mark.parametrize("n_logits", [256, 4099])
 def test_loss_of_extreme_logits(kernels, n_logits):
     """Against float64, with what stands behind the last logit not looked at."""

@@ -24,7 +24,7 @@ OURS = {
         "joined_2",
         "joined_3",
     ),
-    *("nll", "logit_gradient", "rows", "sum_of_squares"),
+    *("rms_norm_of_sum", "nll", "logit_gradient", "rows", "sum_of_squares"),
 }
 
 

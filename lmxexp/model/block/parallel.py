@@ -6,6 +6,7 @@ import mlx.core as mx
 
 from lmxexp.interfaces import Aux, Factory, Shared
 from lmxexp.model.block.residual import ResidualBlock
+from lmxexp.ops.rms_norm import added
 
 
 class Parallel(ResidualBlock):
@@ -28,8 +29,8 @@ class Parallel(ResidualBlock):
         aux: Aux = {}
         x, h = self.branch(self.input_layernorm, x)
         if self.self_attn is not None:
-            x = x + self.dropout(self.mix(h, cache, segment_ids, shared))
+            x = added(x, self.dropout(self.mix(h, cache, segment_ids, shared)))
         if self.mlp is not None:
             y, aux = self.mlp(h)
-            x = x + self.dropout(y)
+            x = added(x, self.dropout(y))
         return x, aux

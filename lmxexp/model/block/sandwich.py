@@ -6,6 +6,7 @@ import mlx.core as mx
 
 from lmxexp.interfaces import Aux, Factory, Shared
 from lmxexp.model.block.residual import ResidualBlock
+from lmxexp.ops.rms_norm import added
 
 
 class Sandwich(ResidualBlock):
@@ -34,9 +35,9 @@ class Sandwich(ResidualBlock):
         if self.self_attn is not None:
             x, h = self.branch(self.input_layernorm, x)
             y = self.mix(h, cache, segment_ids, shared)
-            x = x + self.dropout(self.post_attention_layernorm(y))
+            x = added(x, self.dropout(self.post_attention_layernorm(y)))
         if self.mlp is not None:
             x, h = self.branch(self.pre_feedforward_layernorm, x)
             y, aux = self.mlp(h)
-            x = x + self.dropout(self.post_feedforward_layernorm(y))
+            x = added(x, self.dropout(self.post_feedforward_layernorm(y)))
         return x, aux
