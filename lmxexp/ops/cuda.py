@@ -44,6 +44,17 @@ __device__ __forceinline__ Pack<T> load_pack(const T* from) {
   return *reinterpret_cast<const Pack<T>*>(from);
 }
 
+// A pack of T, of values that have another type in memory.
+template <typename T, typename S>
+__device__ __forceinline__ Pack<T> load_pack_as(const S* from) {
+  Pack<T> pack;
+  for (int begin = 0; begin < Pack<T>::size; begin += Pack<S>::size) {
+    const Pack<S> part = load_pack(from + begin);
+    for (int k = 0; k < Pack<S>::size; k++) pack.values[begin + k] = static_cast<T>(part.values[k]);
+  }
+  return pack;
+}
+
 template <typename T>
 __device__ __forceinline__ void store_pack(T* to, const Pack<T>& pack) {
   *reinterpret_cast<Pack<T>*>(to) = pack;

@@ -14,6 +14,9 @@ ONE_HOT_LIMIT = 1 << 26
 _ONE_HOT_LIMIT_BESIDE_A_KERNEL = 1 << 24
 """The same where there is a kernel of our own for more."""
 
+_THREADS_OF_A_RUN = 512
+"""More than elsewhere: text has a few very frequent ids, whose blocks all others wait for."""
+
 
 def embed(table: mx.array, ids: mx.array) -> mx.array:
     """Rows of ``table``.
@@ -56,6 +59,7 @@ def sum_rows(rows: mx.array, ids: mx.array, n: int) -> mx.array:
             *(rows, order, ids.astype(mx.int32)),
             numbers=[ids.size, D],
             blocks=ids.size,
+            threads=_THREADS_OF_A_RUN,
             typed=rows.dtype,
             shapes=[(P * n, D)],
             dtypes=[rows.dtype],
@@ -134,6 +138,7 @@ _SUM_ROWS = cuda.Kernel(
     "sum_rows",
     ["rows", "order", "ids"],
     ["sums"],
+    f"constexpr int THREADS = {_THREADS_OF_A_RUN};"
     """
     constexpr int W = Pack<T>::size;
     constexpr int AT_ONCE = 8;
@@ -149,7 +154,7 @@ _SUM_ROWS = cuda.Kernel(
       }
     }
     const int end = low;
-    __shared__ float of_groups[256 * W];
+    __shared__ float of_groups[THREADS * W];
     const int n_groups = packs < blockDim.x ? blockDim.x / packs : 1;
     const int group = packs < blockDim.x ? threadIdx.x / packs : 0;
     const int column = packs < blockDim.x ? threadIdx.x % packs : threadIdx.x;

@@ -11,6 +11,7 @@ from mlx.utils import tree_map
 
 from lmxexp.interfaces import Aux, Batch, Loss, Stage
 from lmxexp.model.language_model import LanguageModel
+from lmxexp.ops.joined import cast_for
 from lmxexp.ops.linear import gradients_in_rows
 from lmxexp.ops.once import once
 from lmxexp.ops.rms_norm import sums_with_norms
@@ -131,9 +132,10 @@ class TrainStep:
             across: over the rows of all devices.
         """
         params = self.model.trainable_parameters()
-        used = cast(params, self.compute_dtype) if self.devices is None else params
+        in_type = cast_for(self.model, params, self.compute_dtype if self.devices is None else None)
         # Around the gradient as well: with train.remat it computes layers, and draws what they drop, once more.
-        with gradients_in_rows(), sums_with_norms(), nullcontext() if self.devices is None else self.devices.draws():
+        draws = nullcontext() if self.devices is None else self.devices.draws()
+        with in_type as used, gradients_in_rows(), sums_with_norms(), draws:
             (loss, aux), gradient = self._value_and_grad(used, arrays, across)
         self.model.update(params)  # the trace left its casts there
         if across and self.devices is not None:

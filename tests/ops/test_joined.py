@@ -1,5 +1,7 @@
 """Layers of one input as one product on CUDA, and what takes it; without such a device as the host computes it."""
 
+from contextlib import nullcontext
+
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
@@ -11,13 +13,14 @@ from lmxexp.model.attention.delta import DeltaNet
 from lmxexp.model.attention.gqa import GroupedQueryAttention
 from lmxexp.model.ffn.glu import GatedLinearUnit
 from lmxexp.model.position.rope import RoPE
-from lmxexp.ops import cuda, fused
+from lmxexp.ops import cuda, fused, joined
 from lmxexp.ops.gated import gated, silu_gated_halves
 from lmxexp.ops.joined import can_be_joined, joined_product
 from lmxexp.ops.linear import gradients_in_rows
 from lmxexp.ops.rope import rope, turned_heads
+from lmxexp.train import precision
 from lmxexp.train.step import to_arrays
-from tests.ops.cuda_on_host import needs_kernels
+from tests.ops.cuda_on_host import HAS_DEVICE, needs_kernels
 from tests.train.composed import composed_step
 
 DTYPES = [(mx.float32, 1e-5), (mx.bfloat16, 2**-6)]
@@ -63,6 +66,71 @@ def test_the_product_is_that_of_each(kernels, widths, dtype, tolerance):
         got = values_and_gradients(ours, [x, *weights])
     for a, b in zip(got, values_and_gradients(each, [x, *weights]), strict=True):
         close(a, b, tolerance)
+
+
+class Two(nn.Module):
+    of_one_input = "a", "b"
+
+    def __init__(self, widths, bias=False, frozen=False):
+        super().__init__()
+        self.a, self.b = (nn.Linear(40, n, bias=bias) for n in widths)
+        if frozen:
+            self.b.freeze()
+
+    def __call__(self, x):
+        layers = self.a, self.b
+        return [joined_product(x, layers)] if can_be_joined(x, *layers) else [layer(x) for layer in layers]
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
+@pytest.mark.parametrize(
+    ("case", "is_cast", "is_joined"),
+    [
+        ({"widths": (24, 64)}, True, True),
+        ({"widths": (24, 64), "bias": True}, True, False),
+        ({"widths": (24, 63)}, False, False),
+        ({"widths": (24, 64), "frozen": True}, False, False),
+    ],
+    ids=["plain", "with biases", "of odd width", "one not trained"],
+)
+def test_weights_are_cast_together(kernels, case, is_cast, is_joined, dtype):
+    """To the same numbers as each by itself, with the same gradients, and nothing is joined once more."""
+    model = nn.Sequential(Two(**case), Two(**case))
+    params, x = model.trainable_parameters(), random(3, 40, dtype=dtype)
+
+    def loss(params):
+        model.update(params)
+        return sum((y.astype(mx.float32) ** 2).mean() for two in model.layers for y in two(x))
+
+    def values(in_type):
+        with in_type as used, gradients_in_rows():
+            found = tree_flatten({"weights": used, "loss": mx.value_and_grad(loss)(used)})
+        model.update(params)
+        joins = 0 if kernels is None else sum("joined" in name for name, _ in kernels)
+        return found, joins
+
+    each, joins = values(nullcontext(precision.cast(params, dtype)))
+    together, more_joins = values(joined.cast_for(model, params, dtype))
+    if kernels is not None:
+        assert joins == (2 if is_joined else 0)
+        assert more_joins - joins == (2 if is_cast else 0)
+    for (name, a), (same, b) in zip(together, each, strict=True):
+        assert name == same
+        close(a, b, 2**-6)
+        # On a device, products of a part of an array may be computed by another of its library's kernels.
+        assert mx.array_equal(a, b) or (HAS_DEVICE and not name.startswith("weights")), name
+
+
+@needs_kernels
+def test_outside_nothing_is_remembered(kernels):
+    model = Two((24, 64))
+    with joined.cast_for(model, model.trainable_parameters(), mx.bfloat16):
+        assert joined._cast
+    assert not joined._cast
+    with joined.cast_for(model, model.trainable_parameters(), None) as same:
+        assert not joined._cast
+        assert same["a"]["weight"] is model.a.weight
 
 
 @needs_kernels

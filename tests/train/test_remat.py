@@ -78,8 +78,8 @@ CASES = [
     ids=lambda x: " ".join(x) if isinstance(x, tuple) else f"compile={x}",
 )
 def test_the_step_is_the_same(overrides, compile):
-    """To the bit where nothing is compiled; what is fused may differ between the two. So may products on CUDA: those of
-    layers that are computed once more are not joined."""
+    """To the bit where nothing is compiled; what is fused may differ between the two. So may products on CUDA,
+    of which `light` joins none."""
     plain, *others = (trained(step_of(remat, *overrides, compile=compile)) for remat in ("none", "light", "block"))
     exact = not compile and not cuda.on_cuda()
     tolerance = {"rtol": 0, "atol": 0} if exact else {"rtol": 2e-5, "atol": 2e-6}

@@ -47,6 +47,8 @@ class DeltaNet(nn.Module):
         "Kimi Linear: An Expressive, Efficient Attention Architecture", section 4.
     """
 
+    of_one_input = "q_proj", "k_proj", "v_proj"
+
     def __init__(
         self,
         d_model: int,

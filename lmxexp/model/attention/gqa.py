@@ -52,6 +52,8 @@ class GroupedQueryAttention(nn.Module):
         Shazeer 2019, "Fast Transformer Decoding: One Write-Head is All You Need"; Vaswani et al. 2017.
     """
 
+    of_one_input = "q_proj", "k_proj", "v_proj"
+
     def __init__(
         self,
         d_model: int,

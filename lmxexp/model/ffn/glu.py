@@ -37,6 +37,8 @@ class GatedLinearUnit(nn.Module):
     Source: Shazeer 2020, "GLU Variants Improve Transformer", eq. 6.
     """
 
+    of_one_input = "gate_proj", "up_proj"
+
     def __init__(self, d_model: int, d_ff: int | None = None, activation: Activation = "silu", bias: bool = False):
         super().__init__()
         d_ff = d_ff or gated_width(d_model)
