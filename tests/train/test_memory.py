@@ -234,9 +234,12 @@ def test_what_is_out_of_memory(error, is_one):
 def test_parts_take_less_than_the_whole():
     """Of many logits: what a part takes beside its own arrays must not be more than what the parts save."""
 
+    # On a GPU the arrays of up to 200 MB stay until all kernels of a graph are through: parts have to be larger.
+    size = 512 if device.is_gpu() else 16
+
     def peak(n_micro):
-        step = composed_step(*SMALL, "train.seq_len=128", "train.batch_size=16", vocab_size=4096, n_micro=n_micro)
-        ids = np.random.default_rng(0).integers(0, 4096, (16, 129)).astype(np.int32)
+        step = composed_step(*SMALL, "train.seq_len=128", f"train.batch_size={size}", vocab_size=4096, n_micro=n_micro)
+        ids = np.random.default_rng(0).integers(0, 4096, (size, 129)).astype(np.int32)
         with device.own_peak():
             for _ in range(2):
                 mx.eval(step(Batch(ids[:, :-1], ids[:, 1:])), step.state)
