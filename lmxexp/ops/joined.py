@@ -23,6 +23,7 @@ from lmxexp.ops import cuda
 from lmxexp.ops.linear import is_in_rows, product
 from lmxexp.ops.own_gradient import own_gradient
 from lmxexp.ops.trees import by_path
+from lmxexp.train import precision
 
 _cast: dict[tuple[int, ...], mx.array] = {}
 """Within `cast_for`, the weights that lie in one array already, by the ids of their layers."""
@@ -74,27 +75,29 @@ def side_by_side(x: mx.array, layers: Sequence[nn.Module]) -> mx.array:
 
 @contextmanager
 def cast_for(model: nn.Module, params: Any, dtype: mx.Dtype | None) -> Iterator[Any]:
-    """Gives the tree ``params`` of the model's parameters in ``dtype``, as `lmxexp.train.precision.cast` does.
+    """`lmxexp.train.precision.cast` of the tree ``params`` of the model's parameters.
 
     Weights of layers ``of_one_input`` are parts of one array on CUDA, which `joined_product` finds within.
     """
+    global _cast
     parts: dict[str, mx.array] = {}
-    if dtype is not None and cuda.usable():
-        leaves = by_path(params)
-        for path, module in model.named_modules():
-            names = getattr(type(module), "of_one_input", ())
-            layers = [getattr(module, name, None) for name in names]
-            paths = [f"{path}.{name}.weight".lstrip(".") for name in names]
-            weights = [leaves[path] for path in paths if path in leaves]
-            if layers and len(weights) == len(layers) and _takes(weights, layers, dtype):
-                whole = _run(weights, dtype)
-                parts |= zip(paths, _split(whole, weights), strict=True)
-                _cast[tuple(map(id, layers))] = whole
+    before, _cast = _cast, {}
     try:
-        of_type = lambda a: a if dtype is None or not mx.issubdtype(a.dtype, mx.floating) else a.astype(dtype)
-        yield tree_map_with_path(lambda path, a: parts[path] if path in parts else of_type(a), params)
+        if dtype is not None and cuda.usable():
+            leaves = by_path(params)
+            for path, module in model.named_modules():
+                names = getattr(type(module), "of_one_input", ())
+                layers = [getattr(module, name, None) for name in names]
+                paths = [f"{path}.{name}.weight".lstrip(".") for name in names]
+                weights = [leaves[path] for path in paths if path in leaves]
+                if layers and len(weights) == len(layers) and _takes(weights, layers, dtype):
+                    whole = _run(weights, dtype)
+                    parts |= zip(paths, _split(whole, weights), strict=True)
+                    _cast[tuple(map(id, layers))] = whole
+        # What is cast once more here is used by nobody, and not computed.
+        yield tree_map_with_path(lambda path, a: parts.get(path, a), precision.cast(params, dtype))
     finally:
-        _cast.clear()
+        _cast = before
 
 
 def _takes(weights: Sequence[mx.array], layers: Sequence[Any], dtype: mx.Dtype) -> bool:

@@ -14,8 +14,8 @@ import mlx.core as mx
 from lmxexp.ops import cuda
 from lmxexp.ops.own_gradient import own_gradient
 
-_MOST_PACKS = 8
-"""Warps that a row takes, a pack for each thread."""
+_MOST_WARPS = 8
+"""That a row takes, with a pack for each thread."""
 
 _BLOCKS = 512
 """At most. Each adds up the weight's gradient over its rows, in a fixed order."""
@@ -29,15 +29,10 @@ def rms_norm(x: mx.array, weight: mx.array | None, eps: float) -> mx.array:
     """
     if weight is None or not is_ours(x, weight):
         return mx.fast.rms_norm(x, weight, eps)
-    goes_on = bool(_stream) and _stream[0] is x
-    if _sum and _sum[0] is x:
-        whole, y = cast(tuple[mx.array, mx.array], _norm_of_sum(eps)(*_sum[1:], weight))
-    elif goes_on:
-        whole, y = cast(tuple[mx.array, mx.array], _branch(eps)(x, weight))
-    else:
+    if not (_stream and _stream[0] is x):
         return cast(mx.array, _norm(eps)(x, weight))
-    if goes_on:
-        _stream[0] = whole
+    both = _norm_of_sum(eps)(*_sum[1:], weight) if _sum and _sum[0] is x else _branch(eps)(x, weight)
+    _stream[0], y = cast(tuple[mx.array, mx.array], both)
     return y
 
 
@@ -47,7 +42,7 @@ _sum: list[mx.array] | None = None
 
 @contextmanager
 def sums_with_norms() -> Iterator[None]:
-    """Within, a sum that `added` made is computed with the norm of it, if that comes next."""
+    """Within, a sum that `added` made is computed with the norm that it goes on `beside`, if that comes next."""
     global _sum
     before, _sum = _sum, []
     try:
@@ -91,8 +86,8 @@ def beside(x: mx.array) -> Iterator[list[mx.array]]:
 
 def is_ours(x: mx.array, weight: mx.array) -> bool:
     """Whether the kernel takes rows of this width: whole packs for all 32 threads of a warp."""
-    packs, rest = divmod(x.shape[-1], 32 * cuda.per_pack(x.dtype))
-    return cuda.usable() and x.dtype == weight.dtype and rest == 0 and packs <= _MOST_PACKS
+    warps, rest = divmod(x.shape[-1], 32 * cuda.per_pack(x.dtype))
+    return cuda.usable() and x.dtype == weight.dtype and rest == 0 and warps <= _MOST_WARPS
 
 
 @cache
@@ -123,13 +118,12 @@ def _branch(eps: float) -> own_gradient:
 def _norm_of_sum(eps: float) -> own_gradient:
     @own_gradient
     def whole(x: mx.array, y: mx.array, weight: mx.array) -> list[mx.array]:
-        width, n_packs = x.shape[-1], _n_packs(x)
-        rows, at_once = x.size // width, _rows_of_block(n_packs)
-        return _sum_kernel(n_packs)(
+        rows, n_warps, at_once = _layout(x)
+        return _sum_kernel(n_warps)(
             *(x, y, weight),
             numbers=[rows, eps],
             blocks=-(-rows // at_once),
-            threads=32 * n_packs * at_once,
+            threads=32 * n_warps * at_once,
             typed=x.dtype,
             shapes=[x.shape, x.shape],
             dtypes=[x.dtype, x.dtype],
@@ -144,25 +138,24 @@ def _norm_of_sum(eps: float) -> own_gradient:
     return whole
 
 
-def _n_packs(x: mx.array) -> int:
-    """Of a row, for each thread of a warp."""
-    return x.shape[-1] // (32 * cuda.per_pack(x.dtype))
+def _layout(x: mx.array) -> tuple[int, int, int]:
+    """Rows, the warps that each takes, and the rows that a block of threads has at once."""
+    n_warps = x.shape[-1] // (32 * cuda.per_pack(x.dtype))
+    return x.size // x.shape[-1], n_warps, _rows_of_block(n_warps)
 
 
 def _gradient(
     x: mx.array, weight: mx.array, of_norm: mx.array, beside: mx.array | None, eps: float
 ) -> tuple[mx.array, mx.array]:
     """Of x, with what is ``beside`` added, and of the weight."""
-    width = x.shape[-1]
-    rows = x.size // width
-    n_packs = _n_packs(x)
-    blocks = min(_BLOCKS, -(-rows // _rows_of_block(n_packs)))
-    kernel = _kernel(n_packs, beside is not None)
+    width, (rows, n_warps, at_once) = x.shape[-1], _layout(x)
+    blocks = min(_BLOCKS, -(-rows // at_once))
+    kernel = _kernel(n_warps, beside is not None)
     of_x, of_weight = kernel(
         *(x, weight, of_norm, *(() if beside is None else (beside,))),
         numbers=[rows, eps],
         blocks=blocks,
-        threads=32 * n_packs * _rows_of_block(n_packs),
+        threads=32 * n_warps * at_once,
         typed=x.dtype,
         shapes=[x.shape, (blocks, width)],
         dtypes=[x.dtype, mx.float32],
@@ -210,18 +203,33 @@ _SUM_OF_BLOCKS = cuda.Kernel(
 )
 
 
-# As the gradient's kernel below has them: a row is a pack for each thread of as many warps as it takes.
-@cache
-def _sum_kernel(n_packs: int) -> cuda.Kernel:
-    return cuda.Kernel(
-        f"rms_norm_of_sum_{n_packs}",
-        ["x", "y", "weight"],
-        ["sum", "norm"],
-        f"constexpr int WARPS = {n_packs}, ROWS = {_rows_of_block(n_packs)};"
+# Of both kernels below: a row is a pack for each thread of as many warps as it takes; a block has as many rows at once
+# as have room in it.
+def _place(n_warps: int) -> str:
+    return (
+        f"constexpr int WARPS = {n_warps}, ROWS = {_rows_of_block(n_warps)};"
         """
         constexpr int W = Pack<T>::size, D = 32 * W * WARPS;
         const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, place = warp / WARPS, part = warp % WARPS;
-        const int column = (part * 32 + lane) * W, row = blockIdx.x * ROWS + place;
+        const int column = (part * 32 + lane) * W;
+        """
+    )
+
+
+def _rows_of_block(n_warps: int) -> int:
+    """As have room in `lmxexp.ops.cuda.BLOCK` threads."""
+    return cuda.BLOCK // (32 * n_warps)
+
+
+@cache
+def _sum_kernel(n_warps: int) -> cuda.Kernel:
+    return cuda.Kernel(
+        f"rms_norm_of_sum_{n_warps}",
+        ["x", "y", "weight"],
+        ["sum", "norm"],
+        _place(n_warps)
+        + """
+        const int row = blockIdx.x * ROWS + place;
         const long long at = static_cast<long long>(row) * D + column;
         Pack<T> a = {};
         float squares = 0.0f;
@@ -257,23 +265,19 @@ def _sum_kernel(n_packs: int) -> cuda.Kernel:
     )
 
 
-# A row is a pack for each thread of as many warps as it takes; a block has as many rows at once as have room in it. A
-# thread has the same columns of all its rows.
+# A thread has the same columns of all its rows.
 @cache
-def _kernel(n_packs: int, has_beside: bool) -> cuda.Kernel:
+def _kernel(n_warps: int, has_beside: bool) -> cuda.Kernel:
     return cuda.Kernel(
-        f"rms_norm_gradient_{n_packs}" + ("_beside" if has_beside else ""),
+        f"rms_norm_gradient_{n_warps}" + ("_beside" if has_beside else ""),
         ["x", "weight", "of_norm", *(["beside"] if has_beside else [])],
         ["of_x", "of_weight"],
-        f"""
-        constexpr int WARPS = {n_packs}, ROWS = {_rows_of_block(n_packs)};
+        _place(n_warps)
+        + f"""
         constexpr bool BESIDE = {"true" if has_beside else "false"};
         const T* other = {"beside" if has_beside else "x"};
         """
         + """
-        constexpr int W = Pack<T>::size, D = 32 * W * WARPS;
-        const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, place = warp / WARPS, part = warp % WARPS;
-        const int column = (part * 32 + lane) * W;
         const Pack<T> w = load_pack(weight + column);
         float sums[W] = {0.0f};
         __shared__ float of_warps[2][2][ROWS * WARPS];  // in turns: one barrier for each row is enough
@@ -332,8 +336,3 @@ def _kernel(n_packs: int, has_beside: bool) -> cuda.Kernel:
         """,
         numbers={"n": "int", "eps": "float"},
     )
-
-
-def _rows_of_block(n_packs: int) -> int:
-    """As have room in `lmxexp.ops.cuda.BLOCK` threads."""
-    return cuda.BLOCK // (32 * n_packs)

@@ -124,7 +124,7 @@ def _kernel(name: str, inputs: list[str], outputs: list[str], places: str, turne
     thread a pack of each half of one.
 
     Args:
-        places: source of the functions ``from`` and ``to``, of a position, a head and an element; and what they need.
+        places: source of the functions ``from`` and ``to``, of a position and a head; and what they need.
         turned: source of the number of heads that are turned, the first ones; the others are copied.
     """
     return cuda.Kernel(
