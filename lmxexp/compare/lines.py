@@ -1,11 +1,13 @@
 """The lines of a ``metrics.jsonl`` that are needed, and no others.
 
-Turning JSON into dictionaries is what costs: 4 microseconds a line, against 0.1 to look for a name in its bytes.
+Turning JSON into dictionaries is what costs: 4 microseconds a line, 2 if many are turned at once, against 0.1 to look
+for a name in its bytes.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +31,7 @@ def read_lines(path: Path, names: tuple[str, ...] = (), at_most: int | None = No
         content = path.read_bytes()
     except FileNotFoundError:
         return []
-    raw = content.split(b"\n")
-    raw.pop()  # what follows the last newline: nothing, or a line cut short
-    for name in names:
-        key = f'"{name}":'.encode()
-        raw = [line for line in raw if key in line]
-    return [_parsed(line, path) for line in thinned(raw, at_most)]
+    return _parsed(_with_all(content, names, at_most), path)
 
 
 def thinned(items: list[Any], at_most: int | None) -> list[Any]:
@@ -55,7 +52,35 @@ def with_floats(content: dict[str, Any]) -> dict[str, Any]:
 _NOT_FINITE = frozenset(("nan", "inf", "-inf"))
 
 
-def _parsed(raw: bytes, path: Path) -> dict[str, Any]:
+def _with_all(content: bytes, names: tuple[str, ...], at_most: int | None) -> list[bytes]:
+    """Lines that hold all of ``names``, thinned. Only those that are returned are cut out, if there is one name."""
+    end = content.rfind(b"\n") + 1  # behind it: nothing, or a line cut short
+    if not names:
+        return thinned(content[:end].split(b"\n")[:-1], at_most)
+    rarest, *others = sorted((f'"{name}":'.encode() for name in names), key=content.count)
+    found = [at.start() for at in re.compile(re.escape(rarest)).finditer(content, 0, end)]
+
+    def cut_out(at: int) -> bytes:
+        return content[content.rfind(b"\n", 0, at) + 1 : content.find(b"\n", at)]
+
+    if others:
+        return thinned([line for line in map(cut_out, found) if all(key in line for key in others)], at_most)
+    return [cut_out(at) for at in thinned(found, at_most)]
+
+
+def _parsed(raw: list[bytes], path: Path) -> list[dict[str, Any]]:
+    try:
+        lines = json.loads(b"[" + b",".join(raw) + b"]")  # all at once: half the time that they take one by one
+        for line in lines:
+            int(line["step"])
+        if len(lines) == len(raw):
+            return [with_floats(line) for line in lines]
+    except (ValueError, KeyError, TypeError):
+        pass
+    return [_alone(line, path) for line in raw]
+
+
+def _alone(raw: bytes, path: Path) -> dict[str, Any]:
     try:
         line = json.loads(raw)
         int(line["step"])

@@ -29,6 +29,8 @@ def test_only_lines_with_all_the_names(tmp_path):
     path = write(tmp_path / "metrics.jsonl", LINES)
     assert [line["step"] for line in read_lines(path, ("eval/loss",))] == [3, 6, 9]
     assert read_lines(path, ("eval/loss", "tokens")) == [LINES[2], LINES[5], LINES[8]]
+    assert read_lines(path, ("tokens", "eval/loss")) == [LINES[2], LINES[5], LINES[8]]
+    assert read_lines(path, ("train/loss", "eval/loss"), at_most=2) == [LINES[2], LINES[8]]
     assert read_lines(path, ("eval/los",)) == []
     assert read_lines(path, ("eval/loss", "eval/bpb")) == []
 
@@ -42,7 +44,7 @@ def test_a_missing_file_has_no_lines(tmp_path):
     assert read_lines(tmp_path / "metrics.jsonl") == []
 
 
-@pytest.mark.parametrize("bad", ["{", "[1]", '{"tokens": 3}', '"x"'])
+@pytest.mark.parametrize("bad", ["{", "[1]", '{"tokens": 3}', '"x"', '{"step": 1}, {"step": 2}'])
 def test_a_damaged_line_is_named(tmp_path, bad):
     path = write(tmp_path / "metrics.jsonl", LINES, tail=f"{bad}\n")
     with pytest.raises(ConfigError, match=r"metrics.jsonl is damaged: b'.*' is no JSON object with a step"):
