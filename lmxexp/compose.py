@@ -26,6 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from lmxexp.cli import short_names
+from lmxexp.cli.composer import composed
 from lmxexp.cli.conf import conf_dir
 
 CONFIG_NAME = "config"
@@ -87,8 +88,12 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
     with started(config_dir) as hydra:
         plan = resume.plan(list(overrides))
         asked = plan.for_hydra if plan else list(overrides)
+
+        def load(line: list[str]) -> DictConfig:
+            return hydra.compose_config(CONFIG_NAME, line, RunMode.RUN, from_shell=False)
+
         try:
-            cfg = hydra.compose_config(CONFIG_NAME, asked, RunMode.RUN, from_shell=False)
+            cfg = load(asked) if config_dir is not None else composed(load, asked)
         except (HydraException, ValueError) as error:  # Hydra raises both
             if problems := explain(error, asked, hydra.config_loader):
                 refuse(problems)

@@ -1,5 +1,6 @@
 """What all tests share: a clean cache and outputs, and one BLAS thread for each of pytest's workers."""
 
+import gc
 import os
 
 # Before anything loads a BLAS: several workers with several threads each would only wait for each other.
@@ -8,6 +9,12 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import pytest
 
 import lmxexp  # noqa: F401  (loads the BLAS, before MLX is imported)
+
+
+def pytest_collection_finish():
+    """Runs, which collect garbage before they begin, need not look at what thousands of collected tests are made of."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -14,11 +14,11 @@ import numpy as np
 
 from lmxexp import device
 from lmxexp.interfaces import Batch, ConfigError
-from lmxexp.ops.linear import gradients_in_rows
 from lmxexp.ops.trees import by_path
 from lmxexp.train.precision import cast
 from lmxexp.train.random_state import STATE, get_random_state, set_random_state
 from lmxexp.train.step import to_arrays
+from lmxexp.train.traced import for_training
 
 if TYPE_CHECKING:
     from lmxexp.train.trainer import Trainer
@@ -144,8 +144,8 @@ def _gradient_step(trainer: Trainer) -> Callable[[dict[str, mx.array]], None]:
 
     def gradient(arrays: dict[str, mx.array]) -> Any:
         params = model.trainable_parameters()
-        with gradients_in_rows():
-            result = value_and_grad(cast(params, dtype), arrays)
+        with for_training(model, params, dtype) as used:
+            result = value_and_grad(used, arrays)
         model.update(params)  # the trace left its casts there
         return result
 

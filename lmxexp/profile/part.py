@@ -10,9 +10,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
-from lmxexp.ops.linear import gradients_in_rows
 from lmxexp.ops.trees import by_path
-from lmxexp.train.precision import cast
+from lmxexp.train.traced import for_training
 
 Arrays = dict[str, mx.array]
 
@@ -45,13 +44,8 @@ class Part:
 
     def outputs(self, params: Any, x: mx.array, others: Arrays, dtype: mx.Dtype | None) -> list[mx.array]:
         """A forward pass, with parameters cast to ``dtype`` as the training step casts them."""
-        own = self.module.parameters()
-        self.module.update(cast(params, dtype))
-        try:
-            with gradients_in_rows():
-                return self.call(x, others)
-        finally:
-            self.module.update(own)  # a trace would leave its own arrays there
+        with for_training(self.module, params, dtype) as used:
+            return self._with(used, x, others)
 
     def gradients(
         self, params: Any, x: mx.array, others: Arrays, cotangents: list[mx.array], dtype: mx.Dtype | None
@@ -60,14 +54,22 @@ class Part:
 
         Without the outputs, what no gradient needs would not be computed, such as a last product, or all of a norm.
         """
-        used = cast(params, dtype)  # the step's gradients are of these as well
-        leaves = by_path({"params": used, "x": x, "others": others})
-        moving = [path for path, a in leaves.items() if mx.issubdtype(a.dtype, mx.floating)]
+        with for_training(self.module, params, dtype) as used:  # the step's gradients are of these as well
+            leaves = by_path({"params": used, "x": x, "others": others})
+            moving = [path for path, a in leaves.items() if mx.issubdtype(a.dtype, mx.floating)]
 
-        def of(*arrays: mx.array) -> list[mx.array]:
-            tree: Any = tree_unflatten(list((leaves | dict(zip(moving, arrays, strict=True))).items()))
-            return self.outputs(tree.get("params", {}), tree["x"], tree.get("others", {}), None)
+            def of(*arrays: mx.array) -> list[mx.array]:
+                tree: Any = tree_unflatten(list((leaves | dict(zip(moving, arrays, strict=True))).items()))
+                return self._with(tree.get("params", {}), tree["x"], tree.get("others", {}))
 
-        with gradients_in_rows():
             outputs, found = mx.vjp(of, [leaves[path] for path in moving], cotangents)
         return [*outputs, *found]
+
+    def _with(self, params: Any, x: mx.array, others: Arrays) -> list[mx.array]:
+        """What comes out with these parameters."""
+        own = self.module.parameters()
+        self.module.update(params)
+        try:
+            return self.call(x, others)
+        finally:
+            self.module.update(own)  # a trace would leave its own arrays there

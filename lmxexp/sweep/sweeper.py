@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from lmxexp.cli.composer import Composer
 from lmxexp.cli.errors import refuse
 from lmxexp.sweep import ledger, points, session
-from lmxexp.sweep.composing import Composer, FrozenLoader
+from lmxexp.sweep.composing import FrozenLoader
 from lmxexp.sweep.ledger import Entry, Ledger, Outcome, PointProcessError, locked, read_outcome, unprune, write_outcome
 from lmxexp.sweep.planner import Planned, Planner, sweep_directory
 
@@ -49,7 +51,7 @@ class GridSweeper(Sweeper):
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=context, task_function=task_function, config=config
         )
-        self._composer = Composer(hydra_context.config_loader, config)
+        self._composer = Composer(partial(hydra_context.config_loader.load_sweep_config, config))
 
     def sweep(self, arguments: list[str]) -> None:
         directory = sweep_directory(self.config)

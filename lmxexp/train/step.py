@@ -11,10 +11,7 @@ from mlx.utils import tree_map
 
 from lmxexp.interfaces import Aux, Batch, Loss, Stage
 from lmxexp.model.language_model import LanguageModel
-from lmxexp.ops.joined import cast_for
-from lmxexp.ops.linear import gradients_in_rows
 from lmxexp.ops.once import once
-from lmxexp.ops.rms_norm import sums_with_norms
 from lmxexp.ops.sum_of_squares import sum_of_squares
 from lmxexp.ops.trees import by_path
 from lmxexp.optim import curvature
@@ -24,6 +21,7 @@ from lmxexp.train.parts import CURVATURE, PART, UPDATE, WHOLE, n_parts, traces
 from lmxexp.train.precision import cast
 from lmxexp.train.random_state import STATE
 from lmxexp.train.sentinel import CompileSentinel
+from lmxexp.train.traced import for_training
 
 Arrays = dict[str, mx.array]
 
@@ -132,10 +130,11 @@ class TrainStep:
             across: over the rows of all devices.
         """
         params = self.model.trainable_parameters()
-        in_type = cast_for(self.model, params, self.compute_dtype if self.devices is None else None)
+        # Several devices cast what each has of them.
+        traced = for_training(self.model, params, self.compute_dtype if self.devices is None else None)
         # Around the gradient as well: with train.remat it computes layers, and draws what they drop, once more.
         draws = nullcontext() if self.devices is None else self.devices.draws()
-        with in_type as used, gradients_in_rows(), sums_with_norms(), draws:
+        with traced as used, draws:
             (loss, aux), gradient = self._value_and_grad(used, arrays, across)
         self.model.update(params)  # the trace left its casts there
         if across and self.devices is not None:
@@ -175,10 +174,10 @@ class TrainStep:
     def _estimate_curvature(self, arrays: Arrays) -> mx.array:
         self._note_trace(CURVATURE, batch=arrays)
         params = self.model.trainable_parameters()
-        with gradients_in_rows():
-            (_, n_targets), gradient = self._value_and_grad_of_drawn(params, arrays)
+        with for_training(self.model, params, self.compute_dtype) as used:
+            (_, n_targets), gradient = self._value_and_grad_of_drawn(used, arrays)
         self.model.update(params)
-        curvature.observe(self.optimizer, gradient, n_targets)
+        curvature.observe(self.optimizer, as_wide(gradient, params), n_targets)
         return n_targets
 
     def _note_trace(self, name: str, **inputs: Any) -> None:

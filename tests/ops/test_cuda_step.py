@@ -1,5 +1,6 @@
 """A whole step with all kernels of ours beside one without; without a CUDA device the host computes them."""
 
+from collections import Counter
 from pathlib import Path
 
 import mlx.core as mx
@@ -8,6 +9,7 @@ import pytest
 
 from lmxexp.interfaces import Batch
 from lmxexp.ops.trees import by_path
+from lmxexp.profile import find
 from lmxexp.train import precision
 from lmxexp.train.step import to_arrays
 from tests.ops.cuda_on_host import HAS_DEVICE, needs_kernels
@@ -61,6 +63,38 @@ def test_the_scalars_are_those_of_the_twins(kernels, monkeypatch, overrides, cho
     monkeypatch.setenv("LMXEXP_CUDA_KERNELS", "0")
     for a, b in zip(ours, steps(overrides, chosen, remat), strict=True):
         assert a == pytest.approx(b, rel=tolerance)
+
+
+@needs_kernels
+@pytest.mark.parametrize("chosen", ["fp32", "mixed"])
+def test_what_is_timed_by_itself_is_what_the_step_computes(kernels, monkeypatch, chosen):
+    """A profile's whole pass: the kernels of the step, as often, but for those of the update; and gradients as good as
+    without them."""
+    monkeypatch.setattr("lmxexp.ops.embed._ONE_HOT_LIMIT_BESIDE_A_KERNEL", 0)
+    dtype = precision.compute_dtype(chosen)
+    step = composed_step(*SMALL, "model.n_layers=2", vocab_size=101, compute_dtype=dtype, compile=False)
+    ids = np.random.default_rng(2).integers(0, 101, (2, 33)).astype(np.int32)
+    batch = to_arrays(Batch(ids[:, :-1], ids[:, 1:]))
+    part = find.whole(step.model, step.loss, batch)
+
+    def gradients():
+        return part.gradients(part.params, part.x, part.others, [mx.array(1.0)], dtype)
+
+    ours = gradients()
+    mx.eval(ours)
+    if kernels is not None:
+        timed = Counter(name for name, _ in kernels)
+        kernels.clear()
+        _, gradient, loss, _ = step._gradient(batch)
+        mx.eval(gradient, loss)
+        assert timed == Counter(name for name, _ in kernels)
+        assert [name for name in timed if "rms_norm_of_sum" in name]
+        assert [name for name in timed if "joined_3" in name]
+    monkeypatch.setenv("LMXEXP_CUDA_KERNELS", "0")
+    for a, b in zip(ours, gradients(), strict=True):
+        assert a.dtype == b.dtype
+        difference = mx.abs(a.astype(mx.float32) - b.astype(mx.float32)).max()
+        assert difference <= (2e-5 if chosen == "fp32" else 0.03) * max(mx.abs(b).max().item(), 1e-3)
 
 
 CONF = Path(__file__).parents[2] / "conf"

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from hydra.core.config_loader import ConfigLoader
@@ -10,9 +11,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from lmxexp.cli.composer import Composer
 from lmxexp.compose import CONFIG_NAME, started
 from lmxexp.sweep import points
-from lmxexp.sweep.composing import Composer
 from lmxexp.sweep.ledger import Ledger
 from lmxexp.sweep.planner import Planned, Planner
 
@@ -28,7 +29,7 @@ class Sweep:
 
     @property
     def composer(self) -> Composer:
-        return Composer(self.loader, self.master)
+        return Composer(partial(self.loader.load_sweep_config, self.master))
 
     def planner(self) -> tuple[Planner, Ledger]:
         book = Ledger(self.directory)

@@ -11,8 +11,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from lmxexp import compose
+from lmxexp.cli.composer import Composer
 from lmxexp.compose import complete
-from lmxexp.sweep.composing import Composer, FrozenLoader
+from lmxexp.sweep.composing import FrozenLoader
 from tests.sweep.planning import sweep
 
 
@@ -114,9 +115,9 @@ def test_mistakes_are_hydras(started, line):
 
 def test_kinds_are_composed_once(started, monkeypatch):
     """What makes a large sweep's plan quick."""
-    composer, calls = started.composer, []
-    load = started.loader.load_sweep_config
+    calls, load = [], started.loader.load_sweep_config
     monkeypatch.setattr(started.loader, "load_sweep_config", lambda *args: calls.append(args) or load(*args))
+    composer = started.composer
     for kind in ("mha", "gqa"):
         for seed in range(5):
             assert composer([f"attention={kind}", f"seed={seed}", "train.steps=5"]).seed == seed
@@ -163,7 +164,7 @@ def test_a_frozen_point_stays_what_it_was(frozen, edit):
     before = plain(loader.load_sweep_config(ready.master, ["attention=mine", "seed=1"]))
     if edit == "changed":
         file.write_text(file.read_text().replace("0.25", "0.75"))
-        assert Composer(ready.loader, ready.master)(["attention=mine", "seed=1"]).model.attention.scale == 0.75
+        assert ready.composer(["attention=mine", "seed=1"]).model.attention.scale == 0.75
     else:
         file.unlink()
     after = loader.load_sweep_config(ready.master, ["attention=mine", "seed=1"])
