@@ -2,7 +2,7 @@
 
 import pytest
 
-from lmxexp.ops import cholesky, cuda_compiler, embed, gated, head_loss, joined, rms_norm, rope, sum_of_squares
+from lmxexp.ops import cholesky, cuda_compiler, embed, gated, head_loss, joined, rms_norm_kernels, rope, sum_of_squares
 
 T = "T"
 KERNELS = {
@@ -18,10 +18,10 @@ KERNELS = {
     "rope": (rope._TURN, [T, T]),
     "rope_apart": (rope._TURN_APART, [T, T, T, T]),
     "rope_together": (rope._TURN_BACK_TOGETHER, [T, T, T, T]),
-    "rms_norm": (rms_norm._kernel(3, False), [T, T, T, T, "float"]),
-    "rms_norm beside": (rms_norm._kernel(3, True), [T, T, T, T, T, "float"]),
-    "rms_norm_of_sum": (rms_norm._sum_kernel(3), [T, T, T, T, T]),
-    "sum_of_blocks": (rms_norm._SUM_OF_BLOCKS, ["float", T]),
+    "rms_norm": (rms_norm_kernels._kernel(3, False), [T, T, T, T, "float"]),
+    "rms_norm beside": (rms_norm_kernels._kernel(3, True), [T, T, T, T, T, "float"]),
+    "rms_norm_of_sum": (rms_norm_kernels._sum_kernel(3), [T, T, T, T, T]),
+    "sum_of_blocks": (rms_norm_kernels._SUM_OF_BLOCKS, ["float", T]),
     "sum_of_squares": (sum_of_squares._kernel(9), [T] * 9 + ["int", "float"]),
     "inverse_cholesky": (cholesky._INVERSE_FACTOR, ["float", "float"]),
 }
