@@ -78,17 +78,21 @@ _of: object = None
 
 
 def composed(load: Load, line: Sequence[str]) -> DictConfig:
-    """`Composer` over all calls of this process, for our own configuration alone, as its files are now."""
+    """`Composer` over all calls of this process, for our own configuration alone, as its files are now.
+
+    What a user's own is composed of may hang on more than files (``${oc.env:…}`` among its defaults).
+    """
     global _of
     if (now := (os.getcwd(), _files())) != _of:
         _kept.clear()
         _of = now
-    while len(_kept) >= _MOST:
-        _kept.pop(next(iter(_kept)))
     try:
         return Composer(load, _kept)(line)
     except (HydraException, OmegaConfBaseException, ValueError):
         return load(list(line))  # what is wrong is said as always
+    finally:
+        if len(_kept) > _MOST:
+            _kept.pop(next(iter(_kept)))
 
 
 def _files() -> list[tuple[str, int, int]]:

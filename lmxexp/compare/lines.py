@@ -70,22 +70,28 @@ def _with_all(content: bytes, names: tuple[str, ...], at_most: int | None) -> li
 
 def _parsed(raw: list[bytes], path: Path) -> list[dict[str, Any]]:
     try:
-        lines = json.loads(b"[" + b",".join(raw) + b"]")  # all at once: half the time that they take one by one
-        for line in lines:
-            int(line["step"])
-        if len(lines) == len(raw):
-            return [with_floats(line) for line in lines]
-    except (ValueError, KeyError, TypeError):
-        pass
-    return [_alone(line, path) for line in raw]
+        return _objects(raw)
+    except _DAMAGED:
+        return [_alone(line, path) for line in raw]
 
 
 def _alone(raw: bytes, path: Path) -> dict[str, Any]:
     try:
-        line = json.loads(raw)
-        int(line["step"])
-    except (ValueError, KeyError, TypeError):
+        return _objects([raw])[0]
+    except _DAMAGED:
         from lmxexp.cli.errors import refuse
 
         refuse(f"{path} is damaged: {raw[:60]!r} is no JSON object with a step; remove that line")
-    return with_floats(line)
+
+
+_DAMAGED = (ValueError, KeyError, TypeError)
+
+
+def _objects(raw: list[bytes]) -> list[dict[str, Any]]:
+    """All lines at once: half the time that they take one by one."""
+    lines = json.loads(b"[" + b",".join(raw) + b"]")
+    for line in lines:
+        int(line["step"])
+    if len(lines) != len(raw):
+        raise ValueError("one of them holds several, or none")
+    return [with_floats(line) for line in lines]

@@ -110,18 +110,15 @@ class TrainStep:
 
     def _loss_of_params(self, params: Any, arrays: Arrays, across: bool = False) -> tuple[mx.array, Aux]:
         if self.devices is None:
-            self._put(params)
+            self.model.update(params)
             return self.loss(self.model, Batch(**arrays))
-        self._put(self.devices.parameters(params))
+        self.model.update(cast(self.devices.parameters(params), self.compute_dtype))
         loss, aux = self.loss(self.model, Batch(**arrays))
         return self.devices.weighed(loss, aux) if across else (loss, aux)
 
     def _drawn_loss_of_params(self, params: Any, arrays: Arrays) -> tuple[mx.array, mx.array]:
-        self._put(params)
+        self.model.update(params)
         return curvature.drawn_loss(self.model, Batch(**arrays))
-
-    def _put(self, params: Any) -> None:
-        self.model.update(cast(params, self.compute_dtype))
 
     def _gradient(self, arrays: Arrays, across: bool = False) -> tuple[Any, Any, mx.array, Aux]:
         """Of the parameters as they are computed with; several devices' is of their own.
