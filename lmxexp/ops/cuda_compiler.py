@@ -29,20 +29,20 @@ def binary_of(source: str) -> bytes | None:
     Args:
         source: of an ``extern "C"`` kernel. ``cuda_bf16.h`` and ``cuda_fp16.h`` are there.
     """
-    found, architecture = compiler(), _architecture()
-    if found is None or architecture is None:
+    found, made_for = compiler(), architecture()
+    if found is None or made_for is None:
         return None
     library, _ = found
     major, minor = ctypes.c_int(), ctypes.c_int()
     library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
-    key = f"{major.value}.{minor.value} {architecture}\n{source}"
+    key = f"{major.value}.{minor.value} {made_for}\n{source}"
     file = _directory() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.cubin"
     try:
         return file.read_bytes()
     except OSError:
         pass
     try:
-        binary, _ = compile(source, architecture)
+        binary, _ = compile(source, made_for)
     except CompileError:
         return None
     try:
@@ -114,7 +114,8 @@ def _places() -> Iterator[tuple[Path, Path]]:
 
 
 @cache
-def _architecture() -> str | None:
+def architecture() -> str | None:
+    """Of the first device, such as ``sm_90``; None: there is none."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:

@@ -8,7 +8,7 @@ from typing import cast
 import mlx.core as mx
 
 from lmxexp import device
-from lmxexp.ops import cuda
+from lmxexp.ops import cuda, small_product
 from lmxexp.ops.own_gradient import own_gradient
 
 LOGITS_AT_ONCE = 1 << 28
@@ -40,8 +40,9 @@ def head_loss(h: mx.array, weight: mx.array, targets: mx.array) -> tuple[mx.arra
 @own_gradient
 def _head_loss(h: mx.array, weight: mx.array, targets: mx.array) -> tuple[mx.array, mx.array, mx.array]:
     """``(..., N, D)``, ``(..., V, D)``, ``(..., N)`` to nll and log_z ``(..., N)`` and logits, padded to whole rows."""
-    n_logits = weight.shape[-2]
-    logits = h @ mx.swapaxes(_padded(weight), -1, -2)
+    n_logits, padded = weight.shape[-2], _padded(weight)
+    small = small_product.takes(h, padded)
+    logits = small_product.by_rows(h, padded) if small else h @ mx.swapaxes(padded, -1, -2)
     return *_nll(logits, targets, n_logits), logits
 
 
@@ -51,14 +52,16 @@ def _head_loss_vjp(primals, cotangents, outputs):
     of_nll, of_log_z, _ = cotangents
     _, log_z, logits = outputs
     n_logits, padded = weight.shape[-2], _padded(weight)
+    small = small_product.takes(h, padded)
     of_h: mx.array | None = None
     of_weight = []
     for first, count in _column_parts(logits):
         # Not before the part before it is through, or all of them would be in memory.
         log_z = log_z if of_h is None else mx.depends(log_z, of_h)
         part = _logit_gradient(logits, log_z, targets, of_nll, of_log_z, first, count, n_logits)
-        of_weight.append(mx.swapaxes(part, -1, -2) @ h)
-        of_part = (part @ padded[..., first : first + count, :]).astype(mx.float32)
+        columns = padded[..., first : first + count, :]
+        of_weight.append(small_product.of_columns(part, h) if small else mx.swapaxes(part, -1, -2) @ h)
+        of_part = (small_product.by_columns(part, columns) if small else part @ columns).astype(mx.float32)
         of_h = mx.depends(of_part if of_h is None else of_h + of_part, of_weight[-1])
     assert of_h is not None
     of_weight = mx.concatenate(of_weight, axis=-2) if len(of_weight) > 1 else of_weight[0]

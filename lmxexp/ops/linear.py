@@ -7,6 +7,7 @@ from typing import cast
 import mlx.core as mx
 import mlx.nn as nn
 
+from lmxexp.ops import small_product
 from lmxexp.ops.own_gradient import own_gradient
 from lmxexp.ops.replaced import replaced
 
@@ -35,6 +36,8 @@ def product(x: mx.array, weight: mx.array, bias: mx.array | None = None) -> mx.a
     Shapes:
         x ``(..., D)``, weight ``(O, D)``, bias ``(O,)``; returns ``(..., O)``.
     """
+    if bias is None and small_product.takes(x, weight):
+        return small_product.product(x, weight)
     rows = mx.flatten(x, 0, -2) if x.ndim > 1 else x[None]
     y = _product(rows, weight) if bias is None else _product_with_bias(bias, rows, weight)
     return cast(mx.array, y).reshape(*x.shape[:-1], -1)

@@ -87,6 +87,26 @@ static X __shfl_xor_sync(unsigned, X value, int offset) {
   of_warps[me / 32].wait(32);
   return other;
 }
+// The tensor cores' product of 16 x 16 and 16 x 8 elements, which lie in registers as PTX's manual has them.
+template <typename T>
+static void mma_16_8_16(float (&sums)[4], const unsigned (&x)[4], const unsigned (&y)[2]) {
+  static unsigned xs[MOST][4], ys[MOST][2];
+  const int me = threadIdx.x, first = me / 32 * 32, lane = me % 32;
+  memcpy(xs[me], x, sizeof(x));
+  memcpy(ys[me], y, sizeof(y));
+  of_warps[me / 32].wait(32);
+  for (int r = 0; r < 4; r++) {
+    const int row = lane / 4, column = lane % 4 * 2 + r % 2;
+    for (int k = 0; k < 16; k++) {
+      uint32_t a = xs[first + row * 4 + k % 8 / 2][r / 2 + k / 8 * 2], b = ys[first + column * 4 + k % 8 / 2][k / 8];
+      T of_a, of_b;
+      of_a.bits = a >> k % 2 * 16;
+      of_b.bits = b >> k % 2 * 16;
+      sums[r] += float(of_a) * float(of_b);
+    }
+  }
+  of_warps[me / 32].wait(32);
+}
 """
 
 _RUN = """

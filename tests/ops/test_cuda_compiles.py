@@ -2,7 +2,18 @@
 
 import pytest
 
-from lmxexp.ops import cholesky, cuda_compiler, embed, gated, head_loss, joined, rms_norm_kernels, rope, sum_of_squares
+from lmxexp.ops import (
+    cholesky,
+    cuda_compiler,
+    embed,
+    gated,
+    head_loss,
+    joined,
+    rms_norm_kernels,
+    rope,
+    small_product,
+    sum_of_squares,
+)
 
 T = "T"
 KERNELS = {
@@ -25,7 +36,9 @@ KERNELS = {
     "sum_of_squares": (sum_of_squares._kernel(9), [T] * 9 + ["int", "float"]),
     "inverse_cholesky": (cholesky._INVERSE_FACTOR, ["float", "float"]),
 }
-OF_ONE_TYPE = {"inverse_cholesky": ["float"]}
+PRODUCTS = {"product_rr": (True, True), "product_rc": (True, False), "product_cc": (False, False)}
+KERNELS |= {name: (small_product._kernel(*in_rows), [T, T, T]) for name, in_rows in PRODUCTS.items()}
+OF_ONE_TYPE = {"inverse_cholesky": ["float"], **dict.fromkeys(PRODUCTS, ["__nv_bfloat16"])}
 FRAMES = {"rope": 32, "rope_apart": 32, "rope_together": 32}
 """Bytes on the stack, which is memory: sine and cosine of large angles have them. Of the others, arrays would be there
 whose places the compiler does not know."""
@@ -56,7 +69,7 @@ def test_a_wrong_source_is_refused():
 @needs_compiler
 def test_what_is_compiled_once_is_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(cuda_compiler, "_architecture", lambda: "sm_90")
+    monkeypatch.setattr(cuda_compiler, "architecture", lambda: "sm_90")
     first = cuda_compiler.binary_of(source("rows", "float"))
     [file] = (tmp_path / "lmxexp" / "cuda").iterdir()
     assert file.read_bytes() == first
@@ -65,5 +78,5 @@ def test_what_is_compiled_once_is_kept(tmp_path, monkeypatch):
 
 
 def test_without_a_device_nothing_is_compiled(monkeypatch):
-    monkeypatch.setattr(cuda_compiler, "_architecture", lambda: None)
+    monkeypatch.setattr(cuda_compiler, "architecture", lambda: None)
     assert cuda_compiler.binary_of(source("rows", "float")) is None
