@@ -61,8 +61,10 @@ def _head_loss_vjp(primals, cotangents, outputs):
         part = _logit_gradient(logits, log_z, targets, of_nll, of_log_z, first, count, n_logits)
         columns = padded[..., first : first + count, :]
         of_weight.append(small_product.of_columns(part, h) if small else mx.swapaxes(part, -1, -2) @ h)
-        of_part = (small_product.by_columns(part, columns) if small else part @ columns).astype(mx.float32)
-        of_h = mx.depends(of_part if of_h is None else of_h + of_part, of_weight[-1])
+        of_part = small_product.by_columns(part, columns) if small else part @ columns
+        if of_h is not None:
+            of_part = of_h.astype(mx.float32) + of_part.astype(mx.float32)
+        of_h = mx.depends(of_part, of_weight[-1])
     assert of_h is not None
     of_weight = mx.concatenate(of_weight, axis=-2) if len(of_weight) > 1 else of_weight[0]
     return of_h.astype(h.dtype), of_weight[..., :n_logits, :], mx.zeros_like(targets)
