@@ -92,11 +92,11 @@ def _run(a_in_rows: bool, b_in_rows: bool, a, b, m: int, n: int, k: int, shape: 
 
 @cache
 def _kernel(a_in_rows: bool, b_in_rows: bool) -> cuda.Kernel:
-    """``c (M, N) = sum over k of a(m, k) b(n, k)``. A matrix is in rows if its elements of one m, or n, lie next to each
-    other, and else if those of one k do.
+    """``c (M, N) = sum over k of a(m, k) b(n, k)``. A matrix is in rows if elements of one m, or n,
+    lie next to each other, and else those of one k do.
 
-    Eight warps compute a tile, each 32 rows and 16 columns of it, by products of 16 x 16 and 16 x 8 elements. The next
-    parts of both matrices are under way meanwhile.
+    Four warps compute a tile, each a quarter of it, by products of 16 x 16 and 16 x 8 elements, and four more do for
+    the other half of each part of the depth. The next parts of both matrices are under way meanwhile.
     """
     names = [("a", a_in_rows), ("b", b_in_rows)]
     return cuda.Kernel(
@@ -114,6 +114,8 @@ constexpr int TILE = 64, DEPTH = 32, SLOTS = 4, W = Pack<T>::size;
 // Rows in shared memory are a pack longer, so that the threads of a warp read from different banks.
 constexpr int A_ROWS = A_IN_ROWS ? TILE : DEPTH, A_WIDTH = (A_IN_ROWS ? DEPTH : TILE) + W;
 constexpr int B_ROWS = B_IN_ROWS ? TILE : DEPTH, B_WIDTH = (B_IN_ROWS ? DEPTH : TILE) + W;
+constexpr int WHOLE_WIDTH = TILE + W;
+static_assert(sizeof(T) * SLOTS * A_ROWS * A_WIDTH >= sizeof(float) * TILE * WHOLE_WIDTH, "the sums take its place");
 __shared__ __align__(16) T a_parts[SLOTS][A_ROWS * A_WIDTH];
 __shared__ __align__(16) T b_parts[SLOTS][B_ROWS * B_WIDTH];
 const int across = (N + TILE - 1) / TILE;
@@ -148,71 +150,92 @@ auto send_both = [&](int part) {
   asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
 };
-// Elements k and k + 1 of a row, or column, as an instruction takes them.
-auto two = [](const T* part, bool in_rows, int width, int i, int k) {
-  const unsigned short* bits = reinterpret_cast<const unsigned short*>(part);
-  if (in_rows) return *reinterpret_cast<const unsigned*>(bits + i * width + k);
-  return bits[k * width + i] | static_cast<unsigned>(bits[(k + 1) * width + i]) << 16;
+// Four times 8 x 8 elements, of which each eight threads name the rows, as the next instruction takes them.
+auto fetch = [](unsigned (&to)[4], const T* row, bool in_rows) {
+#ifdef __CUDACC__
+  const unsigned place = static_cast<unsigned>(__cvta_generic_to_shared(row));
+  if (in_rows) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(place) : "memory");
+  } else {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(place) : "memory");
+  }
+#else
+  load_matrices(to, row, !in_rows);
+#endif
 };
-auto multiply_add = [](float (&sums)[4], const unsigned (&x)[4], const unsigned (&y)[2]) {
+// 16 x 16 and 16 x 8 elements.
+auto multiply_add = [](float (&sums)[4], const unsigned (&x)[4], unsigned y0, unsigned y1) {
 #ifdef __CUDACC__
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-      : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "r"(y[0]), "r"(y[1]));
+      : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "r"(y0), "r"(y1));
 #else
-  mma_16_8_16<T>(sums, x, y);
+  mma_16_8_16<T>(sums, x, y0, y1);
 #endif
 };
 
 const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-const int m1 = warp / 4 * 32 + lane / 4, n1 = warp % 4 * 16 + lane / 4, k1 = lane % 4 * 2;
-float sums[2][2][4] = {};
+const int m1 = warp / 2 % 2 * 32, n1 = warp % 2 * 32, k1 = warp / 4 * 16;
+// What a thread names of four: rows of the first and third, second and fourth, are of the same m; of the first and
+// second, third and fourth, of the same n.
+const int one = lane / 8 % 2 * 8, other = lane / 16 * 8, row = lane % 8;
+const int a_place = A_IN_ROWS ? (m1 + one + row) * A_WIDTH + k1 + other : (k1 + other + row) * A_WIDTH + m1 + one;
+const int b_place = B_IN_ROWS ? (n1 + other + row) * B_WIDTH + k1 + one : (k1 + one + row) * B_WIDTH + n1 + other;
+float sums[2][4][4] = {};
+// Loops stay loops: MLX hashes all of the code each time that it launches it.
+#pragma unroll 1
 for (int part = 0; part < SLOTS - 1; part++) send_both(part);
+#pragma unroll 1
 for (int part = 0; part < n_parts; part++) {
 #ifdef __CUDACC__
   asm volatile("cp.async.wait_group %0;" ::"n"(SLOTS - 2) : "memory");
 #endif
   __syncthreads();  // this part is there for all threads, and they are through with the one before
   send_both(part + SLOTS - 1);
-  const T* a_part = a_parts[part % SLOTS];
-  const T* b_part = b_parts[part % SLOTS];
+  unsigned x[2][4], y[2][4];
 #pragma unroll
-  for (int depth = 0; depth < DEPTH; depth += 16) {
-    const int k = depth + k1;
-    unsigned x[2][4], y[2][2];
+  for (int i = 0; i < 2; i++) {
+    fetch(x[i], a_parts[part % SLOTS] + a_place + 16 * i * (A_IN_ROWS ? A_WIDTH : 1), A_IN_ROWS);
+    fetch(y[i], b_parts[part % SLOTS] + b_place + 16 * i * (B_IN_ROWS ? B_WIDTH : 1), B_IN_ROWS);
+  }
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
+  for (int i = 0; i < 2; i++) {
+#pragma unroll
+    for (int j = 0; j < 4; j++) multiply_add(sums[i][j], x[i], y[j / 2][j % 2 * 2], y[j / 2][j % 2 * 2 + 1]);
+  }
+}
+// What the warps of the second half of the depth have, and those of the first add to it.
+float* whole = reinterpret_cast<float*>(a_parts);
+float* own = whole + (m1 + lane / 4) * WHOLE_WIDTH + n1 + lane % 4 * 2;
+#pragma unroll 1
+for (int half = 1; half >= 0; half--) {
+  __syncthreads();
+  if (warp / 4 != half) continue;
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
 #pragma unroll
       for (int r = 0; r < 4; r++) {
-        x[i][r] = two(a_part, A_IN_ROWS, A_WIDTH, m1 + 16 * i + r % 2 * 8, k + r / 2 * 8);
+        float& sum = own[(16 * i + 8 * (r / 2)) * WHOLE_WIDTH + 8 * j + r % 2];
+        sum = sums[i][j][r] + (half ? 0.0f : sum);
       }
-#pragma unroll
-      for (int r = 0; r < 2; r++) y[i][r] = two(b_part, B_IN_ROWS, B_WIDTH, n1 + 8 * i, k + r * 8);
-    }
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-#pragma unroll
-      for (int j = 0; j < 2; j++) multiply_add(sums[i][j], x[i], y[j]);
     }
   }
 }
-struct alignas(4) Two {
-  T values[2];
-};
+__syncthreads();
+#pragma unroll 1
+for (int i = threadIdx.x * W; i < TILE * TILE; i += blockDim.x * W) {
+  const int m = m0 + i / TILE, n = n0 + i % TILE;
+  if (m >= M || n >= N) continue;
+  const float* from = whole + i / TILE * WHOLE_WIDTH + i % TILE;
+  Pack<T> pack;
 #pragma unroll
-for (int i = 0; i < 2; i++) {
-#pragma unroll
-  for (int j = 0; j < 2; j++) {
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-      const int row = m0 + m1 + 16 * i + 8 * r, column = n0 + warp % 4 * 16 + 8 * j + k1;
-      if (row >= M || column >= N) continue;
-      Two& to = *reinterpret_cast<Two*>(c + static_cast<long long>(row) * N + column);
-      to.values[0] = static_cast<T>(sums[i][j][2 * r]);
-      to.values[1] = static_cast<T>(sums[i][j][2 * r + 1]);
-    }
-  }
+  for (int k = 0; k < W; k++) pack.values[k] = static_cast<T>(from[k]);
+  store_pack(c + static_cast<long long>(m) * N + n, pack);
 }
 """

@@ -87,13 +87,29 @@ static X __shfl_xor_sync(unsigned, X value, int offset) {
   of_warps[me / 32].wait(32);
   return other;
 }
-// The tensor cores' product of 16 x 16 and 16 x 8 elements, which lie in registers as PTX's manual has them.
+// What the instructions for tensor cores do, with registers as PTX's manual has them: 8 x 8 elements each, of which the
+// threads name the rows, and a product of 16 x 16 and 16 x 8 elements.
 template <typename T>
-static void mma_16_8_16(float (&sums)[4], const unsigned (&x)[4], const unsigned (&y)[2]) {
+static void load_matrices(unsigned (&to)[4], const T* row, bool transposed) {
+  static const T* rows[MOST];
+  const int me = threadIdx.x, first = me / 32 * 32, lane = me % 32, g = lane / 4, t = lane % 4 * 2;
+  rows[me] = row;
+  of_warps[me / 32].wait(32);
+  for (int i = 0; i < 4; i++) {
+    const T* const* of = rows + first + 8 * i;
+    const T& low = transposed ? of[t][g] : of[g][t];
+    const T& high = transposed ? of[t + 1][g] : of[g][t + 1];
+    to[i] = low.bits | uint32_t(high.bits) << 16;
+  }
+  of_warps[me / 32].wait(32);
+}
+template <typename T>
+static void mma_16_8_16(float (&sums)[4], const unsigned (&x)[4], unsigned y0, unsigned y1) {
   static unsigned xs[MOST][4], ys[MOST][2];
   const int me = threadIdx.x, first = me / 32 * 32, lane = me % 32;
   memcpy(xs[me], x, sizeof(x));
-  memcpy(ys[me], y, sizeof(y));
+  ys[me][0] = y0;
+  ys[me][1] = y1;
   of_warps[me / 32].wait(32);
   for (int r = 0; r < 4; r++) {
     const int row = lane / 4, column = lane % 4 * 2 + r % 2;
