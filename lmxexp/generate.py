@@ -6,6 +6,7 @@ import mlx.core as mx
 
 from lmxexp.interfaces import ConfigError
 from lmxexp.model.language_model import LanguageModel
+from lmxexp.ops.own_gradient import without_own_gradients
 from lmxexp.ops.trees import number
 
 
@@ -39,7 +40,7 @@ def generate(
         raise ConfigError(f"temperature={temperature} must not be negative; 0 takes the likeliest token")
     if not 0 < top_p <= 1:
         raise ConfigError(f"top_p={top_p} must be in (0, 1]; 1 draws from all tokens")
-    key = mx.random.key(seed)
+    key = subkey = mx.random.key(seed)
     context = list(prompt)
     if model.max_len is not None:
         context = context[-model.max_len :]
@@ -56,8 +57,10 @@ def generate(
                     waiting = None
                 context = context[-max(1, model.max_len // 2) :]
                 cache, new = model.make_cache(), mx.array([context])
-            logits = model(new, cache=cache)[0, -1].astype(mx.float32)
-            key, subkey = mx.random.split(key)
+            with without_own_gradients():  # not around the yield: a reader may train meanwhile
+                logits = model(new, cache=cache)[0, -1].astype(mx.float32)
+            if temperature > 0:
+                key, subkey = mx.random.split(key)
             drawn = _draw(logits, temperature, top_p, subkey)
             mx.async_eval(drawn)
             if waiting is not None:

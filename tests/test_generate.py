@@ -1,13 +1,16 @@
 """Tokens drawn one after the other, with a cache and one ahead of the reader, against a loop that does neither."""
 
+import re
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import mlx.core as mx
 import pytest
 
-from lmxexp import compose, load, run
+from lmxexp import compose, device, load, run
 from lmxexp.generate import _draw, generate
 from lmxexp.model.build import build_model
+from lmxexp.ops.own_gradient import own_gradient, without_own_gradients
 from tests.end_to_end.processes import small
 
 V = 37
@@ -65,6 +68,46 @@ def test_a_reader_that_stops_leaves_the_model_in_training():
     assert not model.training
     tokens.close()
     assert model.training
+
+
+def test_gradients_of_our_own_are_away_in_the_model_alone(monkeypatch):
+    """Not while a token is read, nor once the reader has stopped or the model has raised."""
+    model = build_model(compose([*SMALL]), vocab_size=V)
+    tokens = generate(model, [1], max_tokens=9)
+    next(tokens)
+    assert not own_gradient.plain
+    tokens.close()
+    assert not own_gradient.plain
+    found = []
+
+    def fail(*args, **kwargs):
+        found.append(bool(own_gradient.plain))
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(type(model), "__call__", fail)
+    with pytest.raises(RuntimeError, match="no room"):
+        list(generate(model, [1], max_tokens=9))
+    assert found == [True]
+    assert not own_gradient.plain
+
+
+@pytest.mark.parametrize("n_kv_heads", [1, 2])
+def test_a_token_takes_no_more_operations_than_it_has_to(n_kv_heads, monkeypatch, tmp_path):
+    """On a GPU, where the host that begins them is what is waited for."""
+    monkeypatch.setattr(device, "is_gpu", lambda: True)
+    model = build_model(compose([*SMALL, f"model.n_kv_heads={n_kv_heads}"]), vocab_size=V)
+    model.eval()
+    cache = model.make_cache()
+    mx.eval(model(mx.array([[1, 2, 3]]), cache=cache))
+    with without_own_gradients():
+        mx.export_to_dot(str(tmp_path / "graph"), model(mx.array([[4]]), cache=cache))
+    operations = Counter(re.findall(r'label ="(\w+)"', (tmp_path / "graph").read_text()))
+    assert operations["CustomTransforms"] == 0
+    assert operations["GreaterEqual"] == 0  # the last position sees all, without a mask
+    gated = [n for name, n in operations.items() if re.fullmatch("CompiledSigmoid.*Multiply.*Multiply", name)]
+    assert sum(gated) == 2  # one a layer
+    weights = 2 * 7 + 1
+    assert operations["Transpose"] <= weights + 2  # heads are not moved; MLX's attention on a CPU moves the keys
 
 
 def test_what_was_loaded_writes_in_any_thread(tmp_path):

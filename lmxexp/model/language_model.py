@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -113,14 +112,16 @@ class LanguageModel(nn.Module):
         x = self.embedded(tokens, cache[0].offset if cache else 0, segment_ids)
         aux: Aux = {}
         shared: Shared = {}
+        # What is mapped over members cannot be closed over: a population keeps its arrays.
+        remat = "none" if not self.training or cache or is_mapped() else self.remat
         for i, (layer, layer_cache) in enumerate(zip(self.layers, cache or [None] * len(self.layers), strict=True)):
-            # What is mapped over members cannot be closed over: a population keeps its arrays.
-            remat = "none" if not self.training or layer_cache is not None or is_mapped() else self.remat
             if remat == "block":
                 x, layer_aux = recomputed(layer, x, segment_ids=segment_ids, shared=shared)
+            elif remat == "light":
+                with light():
+                    x, layer_aux = layer(x, cache=None, segment_ids=segment_ids, shared=shared)
             else:
-                with light() if remat == "light" else nullcontext():
-                    x, layer_aux = layer(x, cache=layer_cache, segment_ids=segment_ids, shared=shared)
+                x, layer_aux = layer(x, cache=layer_cache, segment_ids=segment_ids, shared=shared)
             _collect(aux, layer_aux, i)
             if isinstance(layer_cache, NoState):
                 layer_cache.offset += tokens.shape[1]

@@ -24,7 +24,7 @@ def attend(
 
     The fused kernel does it unless the scores themselves are wanted (bias, softcap, sinks, dropout): then they are
     computed plainly, in fp32 from the product on. (The fused kernel takes sinks, but has no gradient for them.) So are
-    few scores on a CPU, for which there is no such kernel, where MLX's softmax is slow.
+    few scores of several queries on a CPU, for which there is no such kernel, where MLX's softmax is slow.
 
     Args:
         scale: what the scores are multiplied by, usually ``head_dim ** -0.5``.
@@ -42,12 +42,19 @@ def attend(
 
     Source: Vaswani et al. 2017, "Attention Is All You Need", eq. 1.
     """
-    small = q.size // q.shape[-1] * k.shape[2] <= exp.LARGEST
-    fused = not (small and q.dtype == mx.float32 and exp.is_slow())
-    if fused and bias is None and softcap is None and sinks is None and dropout == 0.0:
-        visible = "causal" if mask is None else _as_the_kernel_takes_it(mask, q.dtype)
+    if bias is None and softcap is None and sinks is None and dropout == 0.0 and not _is_slow_fused(q, k):
+        if mask is not None:
+            visible = _as_the_kernel_takes_it(mask, q.dtype)
+        else:
+            visible = "causal" if q.shape[2] > 1 else None  # the last position sees all
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=visible)
     return _attend_plainly(q, k, v, scale=scale, mask=mask, bias=bias, softcap=softcap, sinks=sinks, dropout=dropout)
+
+
+def _is_slow_fused(q: mx.array, k: mx.array) -> bool:
+    """Whether the fused one's softmax would take longer than a few more operations do, as one query's would not."""
+    few = q.shape[2] > 1 and q.size // q.shape[-1] * k.shape[2] <= exp.LARGEST
+    return few and q.dtype == mx.float32 and exp.is_slow()
 
 
 def _as_the_kernel_takes_it(mask: mx.array, dtype: mx.Dtype) -> mx.array:

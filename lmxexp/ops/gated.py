@@ -45,7 +45,8 @@ def _gated(name: str) -> own_gradient:
         second = mx.depends([gate, up], [of_gate])
         return of_gate, mx.vjp(lambda up: product(second[0], up), second[1:], [cotangent])[1][0]
 
-    whole = own_gradient(product)
+    # Called by itself it is one kernel; within a function that is traced, MLX traces what it is made of.
+    whole = own_gradient(mx.compile(product, shapeless=True))
     whole.vjp(gradient)
     whole.takes_leading_axes()
     return whole

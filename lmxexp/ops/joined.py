@@ -36,8 +36,8 @@ def can_be_joined(x: mx.array, *layers: nn.Module) -> bool:
     layers are given is made once more for it; and if all of them are ``nn.Linear`` itself, without a bias.
     """
     return (
-        cuda.usable()
-        and is_in_rows()
+        is_in_rows()
+        and cuda.usable()
         and all(
             type(layer) is nn.Linear
             and "bias" not in layer

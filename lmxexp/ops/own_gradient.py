@@ -1,5 +1,6 @@
 """Functions with a gradient of their own."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,17 +10,26 @@ import mlx.core as mx
 from lmxexp.ops import cuda
 
 
+class _Plain(threading.local):
+    """Whether this thread is within `without_own_gradients`: another may be tracing a gradient meanwhile."""
+
+    on = False
+
+    def __bool__(self) -> bool:
+        return self.on
+
+
 class own_gradient:
     """As ``mx.custom_function``, but what it decorates can be traced.
 
     ``mx.export_function`` knows no such functions; within `without_own_gradients` they are plain functions, with the
-    gradient that MLX would give them.
+    gradient that MLX would give them. As such they cost the host less, which is what decoding waits for.
 
     Args:
         function: of arrays, to an array or several.
     """
 
-    plain = False
+    plain = _Plain()
 
     def __init__(self, function: Callable[..., Any]):
         self.function = function
@@ -68,8 +78,9 @@ class own_gradient:
 @contextmanager
 def without_own_gradients() -> Iterator[None]:
     """Within, nothing has a gradient of its own."""
-    before, own_gradient.plain = own_gradient.plain, True
+    plain = own_gradient.plain
+    before, plain.on = plain.on, True
     try:
         yield
     finally:
-        own_gradient.plain = before
+        plain.on = before

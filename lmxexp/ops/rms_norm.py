@@ -21,7 +21,7 @@ def rms_norm(x: mx.array, weight: mx.array | None, eps: float) -> mx.array:
     Shapes:
         x ``(..., D)``, weight ``(D,)``; returns the shape of x.
     """
-    if weight is None or not is_ours(x, weight):
+    if weight is None or own_gradient.plain or not is_ours(x, weight):
         return mx.fast.rms_norm(x, weight, eps)
     if not (_stream and _stream[0] is x):
         return cast(mx.array, _norm(eps)(x, weight))

@@ -38,7 +38,7 @@ KERNELS = {
 }
 PRODUCTS = {"product_rr": (True, True), "product_rc": (True, False), "product_cc": (False, False)}
 KERNELS |= {name: (small_product._kernel(*in_rows), [T, T, T]) for name, in_rows in PRODUCTS.items()}
-OF_ONE_TYPE = {"inverse_cholesky": ["float"], **dict.fromkeys(PRODUCTS, ["__nv_bfloat16"])}
+OF_ONE_TYPE = {"inverse_cholesky": ["float"], **{name: ["__nv_bfloat16"] for name in PRODUCTS}}
 FRAMES = {"rope": 32, "rope_apart": 32, "rope_together": 32}
 """Bytes on the stack, which is memory: sine and cosine of large angles have them. Of the others, arrays would be there
 whose places the compiler does not know."""

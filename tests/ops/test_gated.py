@@ -1,11 +1,14 @@
 """A gated product with a gradient of its own, against MLX's in fp32."""
 
+import re
+
 import mlx.core as mx
 import pytest
 
 from lmxexp.ops import fused
 from lmxexp.ops.activation import activation
 from lmxexp.ops.gated import _gated
+from lmxexp.ops.own_gradient import without_own_gradients
 
 
 def problem(shape, dtype):
@@ -39,6 +42,20 @@ def test_value_and_gradients(name, shape, dtype, tolerance, compiled):
     ours = (mx.compile(function) if compiled else function)(gate, up)
     assert {a.dtype for a in ours} == {dtype}
     assert_close(ours, expected(name, gate, up, cotangent), tolerance)
+
+
+@pytest.mark.parametrize("name", ["silu", "relu2"])  # of a longer one, MLX makes two
+def test_compiled_by_itself_and_not_within_what_is_compiled(name, tmp_path):
+    gate, up, _ = problem((3, 16), mx.bfloat16)
+    mx.eval(gate, up)
+    operations = lambda file: re.findall(r'label ="(\w+)"', (tmp_path / file).read_text())
+    with without_own_gradients():
+        mx.export_to_dot(str(tmp_path / "by_itself"), _gated(name)(gate, up))
+        traced = []
+        mx.export_function(lambda event: traced.append(event.get("name")), lambda *a: _gated(name)(*a), gate, up)
+    assert [name[:8] for name in operations("by_itself")] == ["Compiled"]
+    assert "Multiply" in traced
+    assert not any(name.startswith("Compiled") for name in traced if name)
 
 
 @pytest.mark.parametrize("name", ["silu", "gelu"])

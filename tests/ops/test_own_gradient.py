@@ -1,5 +1,7 @@
 """Functions with a gradient of their own, and without it."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import mlx.core as mx
 import pytest
 
@@ -21,6 +23,12 @@ def test_gradient_is_its_own():
     with without_own_gradients():
         assert mx.grad(doubled)(mx.array(1.0)).item() == 2.0
     assert mx.grad(doubled)(mx.array(1.0)).item() == 100.0
+
+
+def test_another_thread_has_them():
+    with without_own_gradients(), ThreadPoolExecutor(1) as other:
+        assert other.submit(lambda: mx.grad(doubled)(mx.array(1.0)).item()).result() == 100.0
+        assert mx.grad(doubled)(mx.array(1.0)).item() == 2.0
 
 
 def test_mlx_traces_it_without():

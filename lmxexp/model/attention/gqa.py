@@ -122,7 +122,7 @@ class GroupedQueryAttention(nn.Module):
             k, v = cache.update_and_fetch(k, v)
         end = L if cache is None else cache.offset
         y = self._attend(q, k, v, self.reach.with_segments(L, k.shape[2], end, segment_ids))
-        y = y.transpose(0, 2, 1, 3).reshape(B, L, -1)
+        y = (y if L == 1 else y.transpose(0, 2, 1, 3)).reshape(B, L, -1)
         return self.o_proj(y if self.gate is None else self.gate(y, x))
 
     def _rotated_at_once(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array] | None:
@@ -137,9 +137,12 @@ class GroupedQueryAttention(nn.Module):
     def _project(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         """``(B, L, D)`` to queries ``(B, H, L, C)`` and keys and values ``(B, K, L, C)``, before positions."""
         B, L, _ = x.shape
-        q = self.q_proj(x).reshape(B, L, self.n_heads, self.head_dim)
-        k = self.k_proj(x).reshape(B, L, self.n_kv_heads, self.head_dim)
-        v = self.v_proj(x).reshape(B, L, self.n_kv_heads, self.head_dim)
+        q, k, v, C = self.q_proj(x), self.k_proj(x), self.v_proj(x), self.head_dim
+        if L == 1 and self.q_norm is None:  # heads of one position lie in either order: less to do in decoding
+            return q.reshape(B, -1, 1, C), k.reshape(B, -1, 1, C), v.reshape(B, -1, 1, C)
+        q = q.reshape(B, L, self.n_heads, C)
+        k = k.reshape(B, L, self.n_kv_heads, C)
+        v = v.reshape(B, L, self.n_kv_heads, C)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         return q.transpose(0, 2, 1, 3), k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)

@@ -6,6 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from lmxexp.interfaces import Aux, Factory, Shared
+from lmxexp.ops.own_gradient import own_gradient
 from lmxexp.ops.rms_norm import beside
 
 
@@ -53,14 +54,17 @@ class ResidualBlock(nn.Module):
 
     def mix(self, x: mx.array, cache: Any, segment_ids: mx.array | None, shared: Shared | None) -> mx.array:
         """The mixer's output."""
-        assert self.self_attn is not None
-        if getattr(self.self_attn, "takes_shared", False):
-            return self.self_attn(x, cache=cache, segment_ids=segment_ids, shared=shared)
-        return self.self_attn(x, cache=cache, segment_ids=segment_ids)
+        mixer = self.self_attn
+        assert mixer is not None
+        if getattr(mixer, "takes_shared", False):
+            return mixer(x, cache=cache, segment_ids=segment_ids, shared=shared)
+        return mixer(x, cache=cache, segment_ids=segment_ids)
 
     @staticmethod
     def branch(norm: nn.Module, x: mx.array) -> tuple[mx.array, mx.array]:
         """``x`` to go on with, and ``norm(x)`` for a sublayer."""
+        if own_gradient.plain:
+            return x, norm(x)
         with beside(x) as stream:
             y = norm(x)
         return stream[0], y

@@ -29,7 +29,7 @@ class RMSNorm(nn.Module):
             self.weight = mx.full((dims,), 1.0 - offset)
 
     def __call__(self, x: mx.array) -> mx.array:
-        weight = self.weight if "weight" in self else None
+        weight = self.get("weight")
         if weight is not None and self.offset:
             weight = weight + self.offset
         return rms_norm(x, weight, self.eps)
