@@ -40,8 +40,8 @@ def members(directory):
     ids=["seeds and rates", "schedules and inits", "halving"],
 )
 def test_each_point_is_what_it_is_alone(sweep, points):
-    """Weights, optimizer and random state, metrics and samples, bit for bit on the CPU. Adam and Muon make steps of full
-    size of what is rounding in bf16 gradients, so on a GPU it is told by fp32 ones."""
+    """Weights, optimizer and random state, metrics and samples, bit for bit on the CPU. Adam and Muon make full steps
+    of what is rounding in bf16 gradients, so on a GPU it is told by fp32 ones."""
     settings = ["train.n_micro=1", "train.precision=fp32", *points]
     done, alone = sweep("alone", *settings)
     assert done.returncode == 0, done.stdout + done.stderr
