@@ -84,6 +84,7 @@ def _run(a_in_rows: bool, b_in_rows: bool, a, b, m: int, n: int, k: int, shape: 
         *(a, b),
         numbers=[m, n, k],
         blocks=-(-m // _TILE) * -(-n // _TILE),
+        threads=8 * 32,
         typed=a.dtype,
         shapes=[shape],
         dtypes=[a.dtype],
