@@ -25,7 +25,7 @@ _TILE = 64
 def takes(x: mx.array, weight: mx.array) -> bool:
     """Whether `product` may be called, and is meant to be."""
     return (
-        x.size * weight.shape[0] <= LARGEST
+        0 < x.size * weight.shape[0] <= LARGEST
         and cuda.usable()
         and x.dtype == weight.dtype == mx.bfloat16
         and weight.ndim == 2

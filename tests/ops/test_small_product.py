@@ -89,6 +89,7 @@ def test_the_head_is_computed_so(kernels, beside_its_twin):
     [
         ((8, 16, 24), mx.bfloat16, True),
         ((8, 16, 24), mx.float32, False),
+        ((0, 16, 24), mx.bfloat16, False),
         ((8, 12, 24), mx.bfloat16, False),
         ((8, 16, 20), mx.bfloat16, False),
         ((2**16, 128, 128), mx.bfloat16, True),
