@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -117,11 +118,9 @@ class LanguageModel(nn.Module):
         for i, (layer, layer_cache) in enumerate(zip(self.layers, cache or [None] * len(self.layers), strict=True)):
             if remat == "block":
                 x, layer_aux = recomputed(layer, x, segment_ids=segment_ids, shared=shared)
-            elif remat == "light":
-                with light():
-                    x, layer_aux = layer(x, cache=None, segment_ids=segment_ids, shared=shared)
             else:
-                x, layer_aux = layer(x, cache=layer_cache, segment_ids=segment_ids, shared=shared)
+                with light() if remat == "light" else nullcontext():
+                    x, layer_aux = layer(x, cache=layer_cache, segment_ids=segment_ids, shared=shared)
             _collect(aux, layer_aux, i)
             if isinstance(layer_cache, NoState):
                 layer_cache.offset += tokens.shape[1]

@@ -72,7 +72,6 @@ def of_columns(x: mx.array, y: mx.array) -> mx.array:
     return _run(False, False, x, y, m, n, x.size // m, (m, n))
 
 
-@cache
 def _device_can() -> bool:
     """Whether there are tensor cores for bf16, and copies to shared memory that threads need not wait for."""
     architecture = cuda_compiler.architecture()
@@ -104,14 +103,15 @@ def _kernel(a_in_rows: bool, b_in_rows: bool) -> cuda.Kernel:
         "product_" + "".join("r" if in_rows else "c" for _, in_rows in names),
         ["a", "b"],
         ["c"],
-        "".join(f"constexpr bool {name.upper()}_IN_ROWS = {str(in_rows).lower()};\n" for name, in_rows in names)
+        f"constexpr int TILE = {_TILE};\n"
+        + "".join(f"constexpr bool {name.upper()}_IN_ROWS = {str(in_rows).lower()};\n" for name, in_rows in names)
         + _SOURCE,
         numbers={"M": "int", "N": "int", "K": "int"},
     )
 
 
 _SOURCE = """
-constexpr int TILE = 64, DEPTH = 32, SLOTS = 4, W = Pack<T>::size;
+constexpr int DEPTH = 32, SLOTS = 4, W = Pack<T>::size;
 // Rows in shared memory are a pack longer, so that the threads of a warp read from different banks.
 constexpr int A_ROWS = A_IN_ROWS ? TILE : DEPTH, A_WIDTH = (A_IN_ROWS ? DEPTH : TILE) + W;
 constexpr int B_ROWS = B_IN_ROWS ? TILE : DEPTH, B_WIDTH = (B_IN_ROWS ? DEPTH : TILE) + W;

@@ -30,12 +30,11 @@ class PreNorm(ResidualBlock):
         shared: Shared | None = None,
     ) -> tuple[mx.array, Aux]:
         aux: Aux = {}
-        ffn, dropout = self.mlp, self.dropout  # once: each look takes as long as to begin an operation
         if self.self_attn is not None:
             x, h = self.branch(self.input_layernorm, x)
-            x = added(x, dropout(self.mix(h, cache, segment_ids, shared)))
-        if ffn is not None:
+            x = added(x, self.dropout(self.mix(h, cache, segment_ids, shared)))
+        if self.mlp is not None:
             x, h = self.branch(self.post_attention_layernorm, x)
-            y, aux = ffn(h)
-            x = added(x, dropout(y))
+            y, aux = self.mlp(h)
+            x = added(x, self.dropout(y))
         return x, aux
